@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Each makes .venv first.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check lint format lock clean
+
+# The main job. Real files: make demo ARCHIVE=DIR SOURCE=knmi
+demo: $(READY)
+	$(BIN)/squall demo $(if $(ARCHIVE),"$(ARCHIVE)" --source "$(SOURCE)")
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# The fast loop.
+check: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# torch is named by hand: what a machine needs (CPU or which CUDA) is not ours to lock.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
+	$(BIN)/python -m pip install --quiet "$(TORCH)" -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+# Writes constraints.txt anew from what pyproject.toml admits today.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet --upgrade "pip>=25"
+	.venv-lock/bin/python -m pip install --quiet "$(TORCH)" -e ".[dev,s3]"
+	.venv-lock/bin/python -m pip freeze --exclude-editable \
+		| grep -Ev '^(torch|triton|nvidia-|cuda-|squall)' > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,1 @@
+"""Prefect flows and deployments, settings, the `squall` command."""

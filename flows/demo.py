@@ -1,0 +1,159 @@
+"""The main job from files to verified nowcasts: ingest, train, replay, verify.
+
+Without an archive it builds a synthetic one. Frames of the replayed part arrive one by one, in the
+order in which the provider delivered them, late ones late.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from prefect import flow
+
+from flows.ingest import ingest, ingest_task
+from flows.nowcast import NowcastReport, nowcast_frame, picture_of
+from flows.settings import Settings
+from flows.tasks import publish_picture
+from flows.train import train
+from flows.verify import VerifyReport, verify
+from pipelines import storage
+from pipelines.archive import archive_url
+from pipelines.errors import NoFramesError, SquallError
+from pipelines.forecasts import forecast_url, published_init_times
+from pipelines.ingest import IngestReport, arrival
+from pipelines.progress import bar
+from pipelines.sources import FrameFile, get_source
+from pipelines.sources.synthetic import SyntheticRadar, write_archive
+
+MARKER = ".squall-demo"
+REPLAYED = pd.Timedelta("1h")
+"""How much of the synthetic archive is replayed."""
+
+SYNTHETIC: dict[str, Any] = {
+    "ingest": {"source": "odim"},
+    "train": {
+        "past": "20min",
+        "future": "30min",
+        "crop": 64,
+        "epochs": 5,
+        "samples_per_epoch": 128,
+    },
+    "nowcast": {"lead_time": "30min"},
+}
+"""Settings that differ from the defaults: small enough for two cores and a few minutes."""
+
+REAL: dict[str, Any] = {
+    "train": {
+        "crop": 96,
+        "epochs": 12,
+        "samples_per_epoch": 128,
+        "batch_size": 4,
+    }
+}
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What a demo made, and where it lies."""
+
+    archive: str
+    model: str
+    forecast: str
+    picture: str
+    ingested: IngestReport
+    nowcasts: NowcastReport
+    verification: VerifyReport
+
+
+def prepare_folder(folder: Path) -> None:
+    """An empty folder for the demo; an earlier demo's is emptied, anyone else's is left alone."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise SquallError(
+                "the demo's folder is in use",
+                found=f"{folder} with files that no demo made",
+                expected="a new or empty folder, or an earlier demo's",
+                remedy="name another one: `squall demo --folder NAME`",
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def write_synthetic(folder: Path) -> tuple[str, int]:
+    """Write the synthetic archive; its location, and how many frames are for training."""
+    radar = SyntheticRadar()
+    write_archive(folder / "radar", radar)
+    replayed = round(REPLAYED / radar.timestep)
+    return str(folder / "radar"), radar.frames - replayed
+
+
+def split_files(
+    settings: Settings, location: str, train_frames: int
+) -> tuple[list[FrameFile], list[FrameFile]]:
+    """The files of the first `train_frames` timesteps, and the rest in order of arrival."""
+    source = get_source(settings.ingest.source)
+    files = source.find(location)
+    times = pd.DatetimeIndex([file.valid_time for file in files])
+    spacing = settings.ingest.timestep or source.timestep
+    if spacing is None:
+        spacing = pd.Series(times.unique().sort_values().diff()[1:]).mode().iloc[0]
+    cut = times.min() + train_frames * pd.Timedelta(spacing)
+    history_after = pd.Timedelta(settings.ingest.history_after)
+    history = [file for file in files if file.valid_time < cut]
+    rest = [file for file in files if file.valid_time >= cut]
+    if not rest:
+        raise NoFramesError(
+            "no frames left to nowcast from",
+            found=f"{len(files)} files, all in the first {train_frames} timesteps",
+            expected="more frames than are trained on",
+            remedy="lower --train-frames",
+        )
+    return history, sorted(rest, key=lambda f: (arrival(f, history_after), f.url))
+
+
+@flow(name="replay")
+def replay(settings: Settings, files: list[FrameFile], progress: bool = False) -> NowcastReport:
+    """Take in files one by one, as they arrived, and forecast from every frame they bring."""
+    url = archive_url(settings.root, settings.product)
+    report = NowcastReport()
+    with bar(len(files), "replay", "frame", shown=progress) as shown:
+        for file in files:
+            ingested = ingest_task(url, settings.ingest, files=[file])
+            for init_time in ingested.frames:
+                nowcast_frame(settings, init_time, report)
+            shown.update()
+    return report
+
+
+@flow(name="demo")
+def demo(
+    settings: Settings, location: str, train_frames: int, progress: bool = False
+) -> DemoReport:
+    """Ingest and train on the first `train_frames` timesteps, replay and verify the rest."""
+    history, rest = split_files(settings, location, train_frames)
+    root, product = settings.root, settings.product
+    last = max(file.valid_time for file in history)
+    section = settings.ingest.model_copy(update={"location": location})
+    ingested = ingest(
+        root=root, product=product, ingest=section, end=last.to_pydatetime(), progress=progress
+    )
+    model = train(root=root, product=product, train=settings.train, progress=progress)
+    nowcasts = replay(settings, rest, progress)
+    verification = verify(root=root, product=product, verify=settings.verify, progress=progress)
+    shown = published_init_times(root, product)[0]  # the one with most observations after it
+    png = picture_of(root, product, shown)
+    picture = storage.join(root, "pictures", product, f"{shown:%Y%m%dT%H%MZ}.png")
+    storage.write_bytes(picture, png)
+    publish_picture("demo-picture", png, f"Observed against forecast, {product}")
+    return DemoReport(
+        archive=archive_url(root, product),
+        model=storage.join(root, "models", model),
+        forecast=forecast_url(root, product, shown),
+        picture=picture,
+        ingested=ingested,
+        nowcasts=nowcasts,
+        verification=verification,
+    )

@@ -1,0 +1,107 @@
+"""What the commands print for people."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from flows.demo import DemoReport
+from flows.doctor import Check
+from flows.settings import Setting
+from flows.verify import VerifyReport
+from pipelines.sources import Source
+from pipelines.storage import display
+from pipelines.times import format_duration
+
+console = Console(highlight=False, soft_wrap=False)
+
+
+def _table(title: str, columns: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def print_sources(sources: Iterable[Source]) -> None:
+    """One row per source."""
+    table = _table("Sources", ("name", "what", "format", "variable", "timestep", "licence", "at"))
+    for source in sources:
+        timestep = format_duration(source.timestep) if source.timestep else "by product"
+        table.add_row(
+            source.name,
+            source.title,
+            source.format,
+            source.variable,
+            timestep,
+            source.licence,
+            source.location or "–",
+        )
+    console.print(table)
+
+
+def print_settings(settings: Iterable[Setting]) -> None:
+    """Effective settings and their origins."""
+    table = _table("Settings", ("setting", "value", "from"))
+    for setting in settings:
+        value = "–" if setting.value is None else str(setting.value)
+        style = "dim" if setting.origin == "default" else ""
+        table.add_row(setting.key, value, setting.origin, style=style)
+    console.print(table)
+
+
+def print_checks(checks: Iterable[Check]) -> None:
+    """What the doctor saw."""
+    table = _table("Checks", ("check", "", "found", "remedy"))
+    colours = {"ok": "green", "note": "yellow", "fail": "red"}
+    for check in checks:
+        state = f"[{colours[check.state]}]{check.state}[/]"
+        table.add_row(check.name, state, check.found, check.remedy)
+    console.print(table)
+
+
+def print_verification(report: VerifyReport) -> None:
+    """The score table by lead time."""
+    rows = report.table()
+    table = Table(
+        title="Scores by lead time (CSI of rain ≥ threshold in mm/h; MAE in mm/h)",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
+    for column in rows[0]:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    waiting = f"; {report.waiting} have no later frame yet" if report.waiting else ""
+    console.print(
+        f"{report.verified} forecasts verified{waiting}. All forecasters on the same pixels."
+    )
+    console.print(f"scores: {display(report.sums_url)}", soft_wrap=True)
+
+
+def print_demo(report: DemoReport) -> None:
+    """Where everything lies, how good it is, and how to read it."""
+    console.print()
+    console.print(f"ingest: {report.ingested}")
+    for error in report.ingested.errors:
+        console.print(f"  {error}")
+    nowcasts = report.nowcasts
+    console.print(f"nowcasts: {len(nowcasts.published)} published, {len(nowcasts.skipped)} skipped")
+    for time, reason in nowcasts.skipped.items():
+        console.print(f"  {time}: {reason}")
+    console.print()
+    print_verification(report.verification)
+    console.print()
+    for name, url in (
+        ("archive", report.archive),
+        ("model", report.model),
+        ("forecasts", report.forecast.rsplit("/", 1)[0]),
+        ("picture", report.picture),
+    ):
+        console.print(f"{name + ':':<11}{display(url)}", soft_wrap=True)
+    console.print("\nRead a forecast with nothing of Squall installed:\n")
+    console.print("    import xarray as xr")
+    console.print(f'    forecast = xr.open_zarr("{display(report.forecast)}")', soft_wrap=True)
+    console.print('    print(forecast.rain_rate.sel(lead_time="15min").max().compute())')

@@ -1,0 +1,1 @@
+"""Networks, baselines, losses, training, registry, prediction. Knows nothing of Prefect."""

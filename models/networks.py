@@ -1,0 +1,29 @@
+"""Networks by name: one file each, one line here."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from models.convlstm import ConvLSTM
+from pipelines.errors import UnknownNameError
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"convlstm": ConvLSTM}
+
+
+def build_model(name: str, **config: Any) -> nn.Module:
+    """The network called `name`; an unknown name or option is an error that names the nearest.
+
+    >>> network = build_model("convlstm", hidden_channels=[128, 64, 64], input_kernel=5,
+    ...                       state_kernel=5, patch_size=4)
+    >>> sum(weights.numel() for weights in network.parameters())
+    7585296
+    """
+    if name not in NETWORKS:
+        raise UnknownNameError.of("model", name, NETWORKS)
+    options = inspect.signature(NETWORKS[name]).parameters
+    for option in config:
+        if option not in options:
+            raise UnknownNameError.of(f"option of model {name}", option, options)
+    return NETWORKS[name](**config)

@@ -1,0 +1,67 @@
+"""From archive to registered model: sequences, samples, Ray Train, registry."""
+
+import logging
+
+import pandas as pd
+
+from models import registry
+from models.ray_training import fit
+from models.training import TrainSettings
+from pipelines import storage
+from pipelines.archive import Archive
+from pipelines.samples import build_index, complete_init_times, describe, split
+from pipelines.times import now, time_text, utc
+
+log = logging.getLogger(__name__)
+
+
+def train_model(
+    root: str, name: str, archive_url: str, settings: TrainSettings, *, progress: bool = False
+) -> str:
+    """Train on an archive, register the model, make it the champion; its id, name/version.
+
+    Raises `SquallError` where the archive has no sequence to learn from.
+    """
+    archive = Archive(archive_url)
+    shape = settings.sequence_shape(archive)
+    times = archive.usable_times()
+    times = times[
+        (times >= (utc(settings.start) if settings.start else pd.Timestamp.min))
+        & (times <= (utc(settings.end) if settings.end else pd.Timestamp.max))
+    ]
+    init_times = complete_init_times(times, archive.timestep, shape)
+    training_times, validation_times = split(
+        init_times, archive.timestep, shape, settings.validation_fraction
+    )
+    training = build_index(archive, training_times, shape)
+    validation = build_index(archive, validation_times, shape) if len(validation_times) else None
+    log.info("training: %s", describe(training, archive))
+    run = settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
+    trained = fit(
+        archive_url,
+        settings,
+        training,
+        validation,
+        storage_url=storage.join(root, "runs"),
+        run_name=run,
+        progress=progress,
+    )
+    version = registry.save_model(
+        root,
+        name,
+        trained.weights,
+        settings,
+        past_frames=shape.past,
+        timestep=archive.timestep,
+        archive={
+            "url": archive_url,
+            "first_frame": time_text(times[0]),
+            "last_frame": time_text(times[-1]),
+            "frames": len(times),
+            "training_samples": len(training),
+        },
+        metrics=trained.metrics,
+        history=trained.history,
+    )
+    registry.promote(root, name, version)
+    return f"{name}/{version}"

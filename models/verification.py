@@ -1,0 +1,69 @@
+"""Verification of what was published: each forecast against what came, beside the baselines."""
+
+import pandas as pd
+import xarray as xr
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.baselines import build_baseline
+from models.prediction import read_past
+from pipelines.archive import Archive
+from pipelines.errors import TooFewFramesError
+from pipelines.forecasts import open_forecast
+from pipelines.scores import THRESHOLDS_MM_H, contingency
+from pipelines.times import Duration
+
+
+class VerifySettings(BaseModel):
+    """How forecasts are verified."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    thresholds_mm_h: tuple[float, ...] = Field(
+        THRESHOLDS_MM_H, min_length=1, description="Rain rates whose exceedance is scored, mm/h."
+    )
+    baselines: tuple[str, ...] = Field(
+        ("persistence", "advection"), description="Forecasters scored beside the published one."
+    )
+    since: Duration | None = Field(
+        None, description="Only forecasts this much older than the newest; all by default."
+    )
+    workers: int = Field(2, ge=1, le=256, description="Dask worker processes on this machine.")
+
+
+def verify_forecast(
+    root: str, product: str, archive_url: str, init_time: pd.Timestamp, settings: VerifySettings
+) -> xr.Dataset | None:
+    """Sums (forecaster, lead_time, threshold) of one published forecast; None if nothing came yet.
+
+    All forecasters are scored on the same pixels: observed, and forecast by every one of them. The
+    published one is called by its model's id. Baselines get the frames that were in the archive up
+    to the init_time, a missing one stood in for as in the nowcast itself.
+    """
+    archive = Archive(archive_url)
+    published = open_forecast(root, product, init_time).load()
+    lead_times = pd.TimedeltaIndex(published["lead_time"].values)
+    came = archive.usable_times()
+    lead_times = lead_times[(init_time + lead_times).isin(came)]
+    if len(lead_times) == 0:
+        return None
+    observed = archive.read_frames(init_time + lead_times).drop_vars("crs")
+    observed = observed.rename(time="lead_time").assign_coords(lead_time=lead_times)
+    forecasts = {str(published.attrs["model"]): published["rain_rate"].sel(lead_time=lead_times)}
+    for name in settings.baselines:
+        baseline = build_baseline(name)
+        frames = max(baseline.past_frames, 2)
+        try:
+            past = read_past(archive, init_time, frames, most_missing=frames - 1)
+        except TooFewFramesError:  # its own frame was replaced by a bad one since
+            return None
+        forecasts[name] = baseline.predict(past.frames, lead_times)
+    values = xr.concat(
+        [f.drop_vars(set(f.coords) - {"lead_time", "y", "x"}) for f in forecasts.values()],
+        dim=pd.Index(list(forecasts), name="forecaster", dtype=object),
+        join="override",
+        coords="minimal",
+        compat="override",
+    )
+    return contingency(
+        values, observed, settings.thresholds_mm_h, valid=values.notnull().all("forecaster")
+    )

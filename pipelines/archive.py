@@ -1,0 +1,331 @@
+"""The archive: our Zarr history of one product.
+
+`{root}/archive/{product}.zarr` holds ``rain_rate(time, y, x)`` on a regular, pre-sized time axis.
+Every slot of the axis is one timestep; a slot without a frame stays missing and costs no object.
+
+How it stays whole without a transaction layer
+----------------------------------------------
+* The write unit is one frame: a shard of its own, replaced atomically, written by one worker.
+* ``status(time)`` is written after the frame and its manifest row, by one process. A slot whose
+  status is not ok or late has not been committed, whatever its pixels say.
+* The axis never changes under a reader: extending it writes the arrays' metadata first and the
+  root's consolidated metadata last.
+* A manifest beside the store has a row for every file ever seen, good or bad.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.errors import NotFoundError, SquallError
+from pipelines.grid import CRS_VARIABLE, Grid
+from pipelines.times import time_text
+from pipelines.units import MISSING, SCALE_MM_H, unpack
+
+CHUNK = 256
+"""Rows and columns of a chunk; a frame's chunks lie in one shard."""
+STATUS_CHUNK = 288
+"""Slots per status chunk: a day of 5-minute frames."""
+TIME_CHUNK = 1 << 15
+TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "standard", "dtype": "int64"}
+
+
+class Status(IntEnum):
+    """What a slot of the time axis holds."""
+
+    MISSING = 0
+    OK = 1
+    LATE = 2
+    BAD = 3
+
+
+USABLE = (Status.OK, Status.LATE)
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One file that was seen: where from, what it was, and what became of it.
+
+    `outcome` is ok or late (it is the archive's frame at that time), duplicate (same bytes as the
+    frame that is there), superseded (another file of that time counts instead) or bad (see
+    `error`). Times are ISO 8601 UTC. `clipped` counts pixels above 655.34 mm/h.
+    """
+
+    valid_time: str
+    outcome: str
+    key: str
+    size: int
+    received: str
+    sha256: str
+    source: str
+    decoder: str
+    ingested: str
+    observed_fraction: float | None = None
+    clipped: int = 0
+    error: str | None = None
+
+
+def archive_url(root: str, product: str) -> str:
+    """Where a product's archive is."""
+    return storage.join(root, "archive", f"{product}.zarr")
+
+
+def create(
+    url: str,
+    grid: Grid,
+    start: pd.Timestamp,
+    end: pd.Timestamp,
+    timestep: pd.Timedelta,
+    attrs: Mapping[str, str] | None = None,
+) -> "Archive":
+    """Create an empty archive with a slot for every timestep from `start` to `end`, both included.
+
+    Nothing but metadata and coordinates is written: an unwritten slot reads as missing.
+    """
+    times = pd.date_range(start, end, freq=timestep, name="time")
+    rows, columns = grid.shape
+    chunk = min(CHUNK, rows), min(CHUNK, columns)
+    shard = tuple(-(-size // c) * c for size, c in zip(grid.shape, chunk, strict=True))
+    template = xr.Dataset(
+        {
+            "rain_rate": (
+                ("time", "y", "x"),
+                da.full((len(times), rows, columns), np.nan, chunks=(1, -1, -1), dtype="f4"),
+                {
+                    "standard_name": "rainfall_rate",
+                    "long_name": "rain rate",
+                    "units": "mm h-1",
+                    "grid_mapping": CRS_VARIABLE,
+                },
+            )
+        },
+        coords=grid.coords()
+        | {
+            "time": ("time", times, {"standard_name": "time", "long_name": "valid time, UTC"}),
+            "status": ("time", np.zeros(len(times), np.uint8), _STATUS_ATTRS),
+        },
+        attrs={
+            "Conventions": "CF-1.11",
+            "title": "Squall radar archive",
+            "timestep_seconds": int(timestep.total_seconds()),
+            **(attrs or {}),
+        },
+    )
+    with storage.consolidating():
+        template.to_zarr(
+            storage.zarr_store(url),
+            mode="w-",
+            zarr_format=3,
+            consolidated=True,
+            compute=False,
+            encoding={
+                "rain_rate": PACKING | {"chunks": (1, *chunk), "shards": (1, *shard)},
+                "time": TIME_ENCODING | {"chunks": (TIME_CHUNK,)},
+                "status": {"chunks": (STATUS_CHUNK,), "fill_value": 0},
+            },
+        )
+    return Archive(url)
+
+
+PACKING: dict[str, Any] = {
+    "dtype": "uint16",
+    "scale_factor": SCALE_MM_H,
+    "_FillValue": MISSING,  # CF: what a stored pixel says
+    "fill_value": MISSING,  # Zarr: what a chunk that was never written says
+}
+_STATUS_ATTRS = {
+    "long_name": "what this slot holds",
+    "flag_values": [int(s) for s in Status],
+    "flag_meanings": " ".join(s.name.lower() for s in Status),
+}
+
+
+class Archive:
+    """An open archive: read and write frames by time.
+
+    Raises `NotFoundError` where there is none at `url`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = storage.normalise(url)
+        if not storage.exists(storage.join(self.url, storage.ROOT_METADATA)):
+            raise NotFoundError(
+                "no archive",
+                found=f"nothing at {storage.display(self.url)}",
+                expected="a Zarr store made by ingest",
+                remedy="run `squall ingest` first, or check root and product (`squall doctor`)",
+            )
+
+    @cached_property
+    def group(self) -> zarr.Group:
+        """The Zarr group as it is now."""
+        return storage.open_group(self.url, mode="r+")
+
+    def _array(self, name: str) -> zarr.Array:
+        array = self.group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    @cached_property
+    def times(self) -> pd.DatetimeIndex:
+        """The valid time of every slot that readers know of, UTC.
+
+        The root's consolidated metadata says how many: an extension that was cut short does not
+        count, and the next one completes it.
+        """
+        root = storage.read_json(storage.join(self.url, storage.ROOT_METADATA))
+        (length,) = root["consolidated_metadata"]["metadata"]["time"]["shape"]
+        first = pd.Timestamp(int(np.asarray(self._array("time")[0])), unit="s").as_unit("ns")
+        return pd.date_range(first, periods=length, freq=self.timestep, name="time")
+
+    @cached_property
+    def timestep(self) -> pd.Timedelta:
+        """The spacing of the slots."""
+        return pd.Timedelta(seconds=self.group.attrs["timestep_seconds"])  # type: ignore[arg-type]
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The grid of every frame."""
+        with xr.open_zarr(storage.zarr_store(self.url), chunks=None) as dataset:
+            return Grid.of(dataset)
+
+    def slot(self, time: pd.Timestamp) -> int:
+        """The number of a time's slot; an error where the axis has none."""
+        position = int(self.times.get_indexer(pd.DatetimeIndex([time]))[0])
+        if position < 0:
+            raise SquallError(
+                "no such time in the archive",
+                found=time_text(time),
+                expected=f"{time_text(self.times[0])} to {time_text(self.times[-1])} "
+                f"every {self.timestep}",
+                remedy="name a time on the archive's axis",
+            )
+        return position
+
+    # Frames ------------------------------------------------------------------------------------
+
+    def write_frame(self, time: pd.Timestamp, stored: NDArray[np.uint16]) -> None:
+        """Write one frame's stored integers (y, x) into its slot. The status stays as it is."""
+        self._array("rain_rate")[self.slot(time)] = stored
+
+    def read_frames(self, times: pd.DatetimeIndex) -> xr.DataArray:
+        """Frames (time, y, x), float32 mm/h, NaN where not observed or not committed."""
+        slots = [self.slot(time) for time in times]
+        usable = np.isin(self.status().to_numpy()[slots], USABLE)
+        frames = np.full((len(slots), *self.grid.shape), np.nan, np.float32)
+        array = self._array("rain_rate")
+        for k, slot in enumerate(slots):
+            if usable[k]:
+                frames[k] = unpack(np.asarray(array[slot]))
+        return xr.DataArray(
+            frames,
+            dims=("time", "y", "x"),
+            coords=self.grid.coords(lonlat=False) | {"time": pd.DatetimeIndex(times, name="time")},
+            name="rain_rate",
+            attrs={"units": "mm h-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"},
+        )
+
+    def read_crop(self, first: int, length: int, y: slice, x: slice) -> NDArray[np.float32]:
+        """`length` successive slots from slot `first`, cropped: (time, y, x) float32 mm/h."""
+        return unpack(np.asarray(self._array("rain_rate")[first : first + length, y, x]))
+
+    # Status ------------------------------------------------------------------------------------
+
+    def status(self) -> pd.Series:
+        """The status of every slot, by time."""
+        stored = np.asarray(self._array("status")[: len(self.times)])
+        return pd.Series(stored, index=self.times, name="status")
+
+    def usable_times(self) -> pd.DatetimeIndex:
+        """The times at which a frame is committed."""
+        status = self.status()
+        return pd.DatetimeIndex(status.index[status.isin(USABLE)])
+
+    def commit(self, rows: Iterable[ManifestRow], statuses: Mapping[pd.Timestamp, Status]) -> None:
+        """Record what became of some files: the manifest first, then the status of their slots."""
+        write_manifest(self.url, rows)
+        if not statuses:
+            return
+        slots = sorted((self.slot(time), int(status)) for time, status in statuses.items())
+        array = self._array("status")
+        first, last = slots[0][0], slots[-1][0]
+        block = np.asarray(array[first : last + 1]).copy()
+        for slot, status in slots:
+            block[slot - first] = status
+        array[first : last + 1] = block
+
+    def extend(self, until: pd.Timestamp) -> None:
+        """Lengthen the axis so that it has a slot for `until`. Readers see the old axis or the new.
+
+        Arrays grow by metadata alone; the root's consolidated metadata, by which stock readers
+        learn the shapes, is replaced last.
+        """
+        times = pd.date_range(self.times[0], until, freq=self.timestep, name="time")
+        if len(times) <= len(self.times):
+            return
+        for name in ("rain_rate", "status", "time"):
+            array = self._array(name)
+            array.resize((len(times), *array.shape[1:]))
+        seconds = times.to_numpy().astype("datetime64[s]").astype(np.int64)
+        self._array("time")[len(self.times) :] = seconds[len(self.times) :]
+        with storage.consolidating():
+            zarr.consolidate_metadata(storage.zarr_store(self.url), zarr_format=3)
+        for name in ("group", "times"):
+            self.__dict__.pop(name, None)
+
+
+def open_archive(url: str) -> xr.Dataset:
+    """The archive as a lazy dataset in mm/h: what ``xr.open_zarr(url)`` gives."""
+    Archive(url)  # a clear error where there is none
+    return xr.open_zarr(storage.zarr_store(storage.normalise(url)))
+
+
+# Manifest ----------------------------------------------------------------------------------------
+
+
+def _manifest_folder(url: str) -> str:
+    return storage.normalise(url).removesuffix(".zarr") + ".manifest"
+
+
+def read_manifest(url: str, days: Iterable[str] | None = None) -> list[ManifestRow]:
+    """The manifest rows of some days (``2010-08-26``; all by default), by valid time and key."""
+    folder = _manifest_folder(url)
+    if days is None:
+        days = [name.removesuffix(".json") for name in storage.names(folder)]
+    known = {field.name for field in fields(ManifestRow)}
+    rows = []
+    for day in days:
+        day_url = f"{folder}/{day}.json"
+        if storage.exists(day_url):
+            rows += [
+                ManifestRow(**{name: value for name, value in row.items() if name in known})
+                for row in storage.read_json(day_url)
+            ]
+    return sorted(rows, key=_row_order)
+
+
+def write_manifest(url: str, rows: Iterable[ManifestRow]) -> None:
+    """Add rows; a row with the key of an older one replaces it. One file a day, replaced whole."""
+    by_day: dict[str, list[ManifestRow]] = {}
+    for row in rows:
+        by_day.setdefault(row.valid_time[:10], []).append(row)
+    for day, new in by_day.items():
+        merged = {row.key: row for row in [*read_manifest(url, [day]), *new]}
+        lines = [json.dumps(asdict(row)) for row in sorted(merged.values(), key=_row_order)]
+        text = "[\n" + ",\n".join(lines) + "\n]\n"
+        storage.write_bytes(f"{_manifest_folder(url)}/{day}.json", text.encode())
+
+
+def _row_order(row: ManifestRow) -> tuple[str, str]:
+    return row.valid_time, row.key

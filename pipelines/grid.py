@@ -1,0 +1,155 @@
+"""The grid of a radar field: a projection, and the centres of its columns and rows.
+
+Rows run north to south, as radar files are written. Coordinates are metres of the projection.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyproj  # before h5py or any GRIB reader: their wheels break pyproj's data path
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipelines.errors import FrameError
+
+CRS_VARIABLE = "crs"
+SAME_WITHIN_M = 1.0
+"""Two grids whose coordinates differ by less than this are the same grid."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A full projected raster.
+
+    Parameters
+    ----------
+    crs_wkt : the projection, OGC WKT 2
+    x, y : (x,) and (y,) float64, metres, centres of columns (west to east) and rows (north to
+        south)
+    """
+
+    crs_wkt: str
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+
+    @classmethod
+    def from_corner(
+        cls,
+        crs: str | pyproj.CRS,
+        west_m: float,
+        north_m: float,
+        pixel_m: tuple[float, float],
+        shape: tuple[int, int],
+    ) -> "Grid":
+        """The grid of `shape` (y, x) whose outer upper-left corner is (west_m, north_m)."""
+        dx, dy = pixel_m
+        x = west_m + dx * (np.arange(shape[1], dtype=np.float64) + 0.5)
+        y = north_m - dy * (np.arange(shape[0], dtype=np.float64) + 0.5)
+        return cls(pyproj.CRS(crs).to_wkt(), x, y)
+
+    @cached_property
+    def crs(self) -> pyproj.CRS:
+        """The projection as pyproj knows it."""
+        return pyproj.CRS(self.crs_wkt)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.y), len(self.x)
+
+    @property
+    def pixel_m(self) -> tuple[float, float]:
+        """Width and height of a pixel in metres."""
+        return float(self.x[1] - self.x[0]), float(self.y[0] - self.y[1])
+
+    def lonlat(
+        self, x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Longitude and latitude in degrees (WGS 84 convention, east and north positive)."""
+        to_lonlat = pyproj.Transformer.from_crs(self.crs, self.crs.geodetic_crs, always_xy=True)
+        lon, lat = to_lonlat.transform(x, y)
+        return np.asarray(lon), np.asarray(lat)
+
+    def corners_lonlat(self) -> dict[str, tuple[float, float]]:
+        """Longitude and latitude of the raster's outer corners: UL, UR, LR, LL."""
+        dx, dy = self.pixel_m
+        west, east = self.x[0] - dx / 2, self.x[-1] + dx / 2
+        north, south = self.y[0] + dy / 2, self.y[-1] - dy / 2
+        x, y = np.array([west, east, east, west]), np.array([north, north, south, south])
+        lon, lat = self.lonlat(x, y)
+        return {
+            name: (float(lo), float(la))
+            for name, lo, la in zip(("UL", "UR", "LR", "LL"), lon, lat, strict=True)
+        }
+
+    def coords(self, *, lonlat: bool = True) -> dict[str, Any]:
+        """CF coordinates: x, y, the CRS variable and, where wanted, 2-D lat and lon."""
+        x_attrs, y_attrs, *_ = self.crs.cs_to_cf()
+        if x_attrs.get("axis") == "Y":  # projections that list northing first
+            x_attrs, y_attrs = y_attrs, x_attrs
+        coords: dict[str, Any] = {
+            "y": ("y", self.y, y_attrs),
+            "x": ("x", self.x, x_attrs),
+            CRS_VARIABLE: ((), np.int32(0), self.crs.to_cf() | {"spatial_ref": self.crs_wkt}),
+        }
+        if lonlat:
+            lon, lat = self.lonlat(*np.meshgrid(self.x, self.y))
+            coords["lat"] = (
+                ("y", "x"),
+                lat,
+                {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
+            )
+            coords["lon"] = (
+                ("y", "x"),
+                lon,
+                {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
+            )
+        return coords
+
+    @classmethod
+    def of(cls, dataset: xr.Dataset | xr.DataArray) -> "Grid":
+        """The grid that `coords` wrote."""
+        crs_wkt = str(dataset.coords[CRS_VARIABLE].attrs["crs_wkt"])
+        return cls(crs_wkt, np.asarray(dataset["x"].values), np.asarray(dataset["y"].values))
+
+    def matches(self, other: "Grid") -> bool:
+        """Whether pixels and projection are the same (within a metre)."""
+        return (
+            self.shape == other.shape
+            and np.allclose(self.x, other.x, rtol=0, atol=SAME_WITHIN_M)
+            and np.allclose(self.y, other.y, rtol=0, atol=SAME_WITHIN_M)
+            and (self.crs_wkt == other.crs_wkt or self.crs.equals(other.crs))
+        )
+
+    def __str__(self) -> str:
+        method = (
+            (self.crs.coordinate_operation or self.crs).name if self.crs.is_projected else "lat/lon"
+        )
+        if method == "unknown":
+            method = self.crs.to_cf().get("grid_mapping_name", "unknown projection")
+        dx, dy = self.pixel_m
+        ul = f"upper left {self.x[0] - dx / 2:.0f}, {self.y[0] + dy / 2:.0f} m"
+        return f"{self.shape[0]}×{self.shape[1]} pixels of {dy:.0f}×{dx:.0f} m ({method}, {ul})"
+
+
+def snap(coordinate_m: float, pixel_m: float) -> float:
+    """A corner on its grid's half-pixel lattice, where it is off by under 1/400 of a pixel.
+
+    Corners given as rounded longitude and latitude (OPERA NIMBUS: 1–2.5 m at 2 km) come back to
+    the metre; a corner that is really elsewhere stays.
+    """
+    nearest = round(coordinate_m / (pixel_m / 2)) * (pixel_m / 2)
+    return nearest if abs(coordinate_m - nearest) <= pixel_m / 400 else coordinate_m
+
+
+def check_shape(found: tuple[int, ...], grid: Grid) -> None:
+    """Raise `FrameError` where a field does not have the shape that its file's grid says."""
+    if tuple(found) != grid.shape:
+        raise FrameError(
+            "field and grid differ in shape",
+            found=f"{tuple(found)} pixels",
+            expected=f"{grid.shape} (y, x) from the file's own metadata",
+            remedy="fetch the file again; if it repeats, report it to the provider",
+        )

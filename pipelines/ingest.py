@@ -1,0 +1,382 @@
+"""Ingest: files of a source into the archive, in parallel, in any order, as often as you like.
+
+The plan is made from listing and manifest alone: a file that is settled (same key, size, arrival
+and decoder) is not read again. What is left is grouped by valid time; each group is one Dask task
+that reads, checks, packs and writes one frame, so tasks never share a write unit. The process that
+planned is the only one that commits manifest and status.
+
+A file that cannot become a frame ends as a manifest row with its error and, where its slot holds
+nothing better, as status bad. It never stops the run.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines import storage
+from pipelines.archive import (
+    Archive,
+    ManifestRow,
+    Status,
+    create,
+    read_manifest,
+)
+from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
+from pipelines.grid import Grid
+from pipelines.progress import bar
+from pipelines.sources import FrameFile, get_source
+from pipelines.times import Duration, format_duration, now, time_text
+from pipelines.units import pack
+from pipelines.workers import run_parallel
+
+log = logging.getLogger(__name__)
+
+COMMIT_FRAMES = 24
+"""Frames per commit of manifest and status."""
+
+
+class IngestSettings(BaseModel):
+    """Where frames come from and how they are taken in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field("odim", description="Format of the files: see `squall sources`.")
+    location: str | None = Field(
+        None, description="Folder or URL (s3://…) where the provider's files appear."
+    )
+    timestep: Duration | None = Field(
+        None, description="Spacing of frames; the source's own, or the files' own, by default."
+    )
+    workers: int = Field(2, ge=1, le=256, description="Dask worker processes on this machine.")
+    scheduler: str | None = Field(
+        None, description="Address of a Dask scheduler; a local one is started by default."
+    )
+    late_after: Duration = Field(
+        pd.Timedelta("10min").to_pytimedelta(),
+        description="A frame that arrives longer than this after its valid time is late.",
+    )
+    history_after: Duration = Field(
+        pd.Timedelta("1D").to_pytimedelta(),
+        description="Arrival longer than this after the valid time is history being loaded: ok.",
+    )
+
+
+@dataclass
+class IngestReport:
+    """What an ingest did.
+
+    `outcomes` counts files by outcome; `frames` lists the valid times newly committed, in order of
+    their commit; `errors` has a line for each bad file; `settled` files needed no reading.
+    """
+
+    archive_url: str
+    found: int = 0
+    settled: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    frames: list[pd.Timestamp] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items()))
+        return f"{self.found} files: {counts or 'nothing new'}, {self.settled} already settled"
+
+
+@dataclass(frozen=True)
+class SlotResult:
+    """What became of the files of one valid time."""
+
+    time: pd.Timestamp
+    rows: list[ManifestRow]
+    written: bool
+    wrong_grid: bool
+
+
+def arrival(file: FrameFile, history_after: pd.Timedelta) -> pd.Timestamp:
+    """When a frame became known: its file's arrival, or its valid time where it is history."""
+    return file.valid_time if file.received - file.valid_time > history_after else file.received
+
+
+def ingest(
+    archive_url: str,
+    settings: IngestSettings,
+    files: Iterable[FrameFile] | None = None,
+    *,
+    start: pd.Timestamp | None = None,
+    end: pd.Timestamp | None = None,
+    progress: bool = False,
+) -> IngestReport:
+    """Take the files at the settings' location (or `files`) into the archive; create it if need be.
+
+    Raises `NoFramesError` where there are none, and `GridMismatchError` where the archive exists
+    and every readable file has another grid than the archive's: then the wrong archive was named.
+    """
+    source = get_source(settings.source)
+    if files is None:
+        if settings.location is None:
+            raise NoFramesError(
+                "no location to ingest from",
+                found="ingest.location is not set",
+                expected="a folder or URL with the provider's files",
+                remedy="name it: `squall ingest DIR --source NAME`, or set ingest.location",
+            )
+        files = source.find(settings.location, start, end)
+    files = list(files)
+    report = IngestReport(archive_url, found=len(files))
+    try:
+        archive = Archive(archive_url)
+    except NotFoundError:
+        archive = _create_for(archive_url, files, settings)
+    todo, previous = _plan(archive_url, files, source.decoder)
+    report.settled = len(files) - sum(len(group) for group in todo)
+    if todo:
+        archive.extend(_axis_end(max(group[0].valid_time for group in todo)))
+        _run(archive, todo, previous, settings, report, progress=progress)
+    log.info("ingest into %s: %s", archive_url, report)
+    return report
+
+
+def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> Archive:
+    """An archive on the grid of the first readable file, with whole days of slots."""
+    source = get_source(settings.source)
+    problems = []
+    for file in files:
+        try:
+            grid = Grid.of(source.read(storage.read_bytes(file.url)))
+            break
+        except FrameError as error:
+            problems.append(error)
+    else:
+        raise NoFramesError(
+            f"no readable {source.name} frame",
+            found=f"{len(files)} file(s), the first: {problems[0] if problems else 'none'}",
+            expected="at least one complete file",
+            remedy="check that the source is right (`squall sources`) and the files are whole",
+        )
+    times = pd.DatetimeIndex(sorted({file.valid_time for file in files}))
+    timestep = _timestep(times, settings)
+    day = times[0].floor("D")
+    start = times[0] - (times[0] - day) // timestep * timestep
+    log.info("creating %s: %s every %s", url, grid, timestep)
+    return create(
+        url,
+        grid,
+        start,
+        _axis_end(times[-1]),
+        timestep,
+        {"source": source.title, "license": source.licence},
+    )
+
+
+def _axis_end(time: pd.Timestamp) -> pd.Timestamp:
+    """The last moment of a day: the axis grows by whole days."""
+    return time.floor("D") + pd.Timedelta("1D") - pd.Timedelta("1ns")
+
+
+def _timestep(times: pd.DatetimeIndex, settings: IngestSettings) -> pd.Timedelta:
+    """As set; else the source's own; else the commonest spacing of the files."""
+    own = get_source(settings.source).timestep
+    if settings.timestep is not None:
+        return pd.Timedelta(settings.timestep)
+    if own is not None:
+        return own
+    if len(times) < 2:
+        raise NoFramesError(
+            "the timestep is unknown",
+            found="one frame",
+            expected="at least two frames, or the setting ingest.timestep",
+            remedy="add `--timestep 5min`",
+        )
+    return pd.Timedelta(pd.Series(times.diff()[1:]).mode().iloc[0])
+
+
+def _plan(
+    url: str, files: list[FrameFile], decoder: str
+) -> tuple[list[list[FrameFile]], dict[str, list[ManifestRow]]]:
+    """Groups of files by valid time that need reading, and the manifest's rows of those times."""
+    days = {time_text(file.valid_time)[:10] for file in files}
+    known: dict[str, list[ManifestRow]] = {}
+    for row in read_manifest(url, sorted(days)):
+        known.setdefault(row.valid_time, []).append(row)
+
+    def settled(file: FrameFile) -> bool:
+        return any(
+            (row.key, row.size, row.received, row.decoder)
+            == (file.url, file.size, time_text(file.received), decoder)
+            for row in known.get(time_text(file.valid_time), [])
+        )
+
+    groups: dict[pd.Timestamp, list[FrameFile]] = {}
+    for file in files:
+        if not settled(file):
+            groups.setdefault(file.valid_time, []).append(file)
+    return [groups[time] for time in sorted(groups)], known
+
+
+def _run(
+    archive: Archive,
+    todo: list[list[FrameFile]],
+    previous: dict[str, list[ManifestRow]],
+    settings: IngestSettings,
+    report: IngestReport,
+    *,
+    progress: bool,
+) -> None:
+    existing = bool(previous) or len(archive.usable_times()) > 0
+    pending: list[SlotResult] = []
+    wrong_grid = good = 0
+    current = archive.status()
+    tasks = [
+        (archive.url, settings, group, previous.get(time_text(group[0].valid_time), []))
+        for group in todo
+    ]
+    results = run_parallel(
+        ingest_slot, tasks, workers=settings.workers, scheduler=settings.scheduler
+    )
+    with contextlib.closing(results), bar(len(tasks), "ingest", "frame", shown=progress) as shown:
+        for result in results:
+            shown.update()
+            pending.append(result)
+            wrong_grid += result.wrong_grid
+            good += result.written
+            if len(pending) >= COMMIT_FRAMES:
+                _commit(archive, pending, current, report)
+                pending = []
+                if existing and wrong_grid and not good:
+                    break
+        _commit(archive, pending, current, report)
+    if existing and wrong_grid and not good:
+        raise GridMismatchError(
+            f"every frame has another grid than the archive {storage.display(archive.url)}",
+            found=report.errors[-1],
+            expected=str(archive.grid),
+            remedy="name another product (--product), or the location that belongs to this one",
+        )
+
+
+def _commit(
+    archive: Archive, results: list[SlotResult], current: pd.Series, report: IngestReport
+) -> None:
+    """Manifest, then status. A bad file never replaces a good frame's status."""
+    statuses: dict[pd.Timestamp, Status] = {}
+    for result in results:
+        outcomes = {row.outcome for row in result.rows}
+        if result.written:
+            statuses[result.time] = Status.LATE if "late" in outcomes else Status.OK
+            report.frames.append(result.time)
+        elif "bad" in outcomes and current.get(result.time) == Status.MISSING:
+            statuses[result.time] = Status.BAD
+        report.outcomes.update(row.outcome for row in result.rows)
+        report.errors += [
+            f"{row.key.rsplit('/', 1)[-1]}: {row.error}" for row in result.rows if row.error
+        ]
+    archive.commit([row for result in results for row in result.rows], statuses)
+
+
+# One slot, in a worker ---------------------------------------------------------------------------
+
+
+def ingest_slot(
+    archive_url: str,
+    settings: IngestSettings,
+    files: list[FrameFile],
+    previous: list[ManifestRow],
+) -> SlotResult:
+    """Take the files of one valid time: the newest readable one becomes the frame.
+
+    `previous` are the manifest's rows of that time. Which file counts does not depend on the order
+    of arrival: it is the one received last (then: last by name) among all that were ever readable.
+    """
+    archive = Archive(archive_url)
+    time = files[0].valid_time
+    rows: list[ManifestRow] = []
+    best = max((row for row in previous if row.outcome in ("ok", "late")), key=_rank, default=None)
+    written = wrong_grid = False
+    for file in sorted(files, key=lambda file: (file.received, file.url)):
+        content = storage.read_bytes(file.url)
+        row = _row(file, content, settings)
+        if best is not None and row.sha256 == best.sha256:
+            rows.append(_with(row, outcome="duplicate"))
+            continue
+        try:
+            stored, clipped, observed = _decode(content, file, archive, settings)
+        except FrameError as error:
+            wrong_grid |= isinstance(error, GridMismatchError)
+            rows.append(_with(row, outcome="bad", error=str(error)))
+            continue
+        row = _with(row, clipped=clipped, observed_fraction=round(observed, 4))
+        if best is not None and _rank(row) < _rank(best):
+            rows.append(_with(row, outcome="superseded"))
+            continue
+        if best is not None:
+            rows = [other for other in rows if other.key != best.key]
+            rows.append(_with(best, outcome="superseded"))
+        archive.write_frame(time, stored)
+        rows.append(row)
+        best, written = row, True
+    return SlotResult(time, rows, written, wrong_grid)
+
+
+def _decode(
+    content: bytes, file: FrameFile, archive: Archive, settings: IngestSettings
+) -> tuple[NDArray[np.uint16], int, float]:
+    """Stored integers, clipped pixels and observed fraction; `FrameError` where it does not fit."""
+    frame = get_source(settings.source).read(content)
+    inside = pd.Timestamp(frame["time"].item())
+    if inside != file.valid_time:
+        raise FrameError(
+            "name and content differ in time",
+            found=f"{time_text(inside)} inside {file.name}",
+            expected=time_text(file.valid_time),
+            remedy="check the file with its provider; rename it if the content is right",
+        )
+    if file.valid_time not in archive.times:
+        raise FrameError(
+            "a time that is not on the archive's axis",
+            found=time_text(file.valid_time),
+            expected=f"{time_text(archive.times[0])} or later, "
+            f"every {format_duration(archive.timestep)}",
+            remedy="use another product for another timestep or an earlier period",
+        )
+    grid = Grid.of(frame)
+    if not grid.matches(archive.grid):
+        raise GridMismatchError(
+            "a grid that is not the archive's",
+            found=str(grid),
+            expected=str(archive.grid),
+            remedy="ingest it into another product",
+        )
+    stored, clipped = pack(frame.values)
+    return stored, clipped, float(frame["observed"].mean())
+
+
+def _row(file: FrameFile, content: bytes, settings: IngestSettings) -> ManifestRow:
+    delay = file.received - file.valid_time
+    late = settings.late_after < delay <= settings.history_after
+    source = get_source(settings.source)
+    return ManifestRow(
+        valid_time=time_text(file.valid_time),
+        outcome="late" if late else "ok",
+        key=file.url,
+        size=file.size,
+        received=time_text(file.received),
+        sha256=hashlib.sha256(content).hexdigest(),
+        source=source.name,
+        decoder=source.decoder,
+        ingested=time_text(now()),
+    )
+
+
+def _with(row: ManifestRow, **changes: object) -> ManifestRow:
+    return replace(row, **changes)  # type: ignore[arg-type]
+
+
+def _rank(row: ManifestRow) -> tuple[str, str]:
+    return row.received, row.key

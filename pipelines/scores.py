@@ -1,0 +1,116 @@
+"""Verification scores from mergeable sums.
+
+A forecast is compared with what was observed once, giving sums (`contingency`); sums of any number
+of forecasts, in any order and from any process, add up (`merge`); scores are divided out last
+(`scores`). So how the work was distributed cannot change a score.
+
+Definitions (Wilks 2019, ch. 8; Shi et al. 2015, sec. 4.2), for an event "rain rate ≥ threshold":
+
+    CSI = hits / (hits + misses + false alarms)      POD = hits / (hits + misses)
+    FAR = false alarms / (hits + false alarms)       MSE, MAE = mean of (F−O)², |F−O|
+
+A score whose denominator is zero is NaN. Only pixels observed and forecast by everyone count.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import xarray as xr
+
+from pipelines import storage
+from pipelines.times import now, time_text
+
+THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
+"""HKO-7's thresholds (Shi et al. 2017)."""
+SUMS = (
+    "hits",
+    "misses",
+    "false_alarms",
+    "correct_negatives",
+    "squared_error",
+    "absolute_error",
+    "pixels",
+)
+
+
+def contingency(
+    forecast: xr.DataArray,
+    observed: xr.DataArray,
+    thresholds_mm_h: Iterable[float] = THRESHOLDS_MM_H,
+    valid: xr.DataArray | None = None,
+) -> xr.Dataset:
+    """Sums over y and x; other dimensions (lead_time, init_time, …) stay.
+
+    Parameters
+    ----------
+    forecast, observed : (…, y, x) mm/h, NaN where missing
+    thresholds_mm_h : an event is a rain rate at or above a threshold
+    valid : (…, y, x) bool, further pixels to leave out (where another forecast is missing)
+
+    Returns
+    -------
+    hits, misses, false_alarms, correct_negatives (…, threshold); squared_error, absolute_error,
+    pixels (…): float64
+    """
+    both = forecast.notnull() & observed.notnull()
+    if valid is not None:
+        both = both & valid
+    error = (forecast.astype("f8") - observed.astype("f8")).where(both, 0.0)
+    threshold = xr.DataArray(np.asarray(list(thresholds_mm_h), "f8"), dims="threshold")
+    threshold = threshold.assign_coords(threshold=threshold)
+    threshold["threshold"].attrs["units"] = "mm h-1"
+    forecast_event, observed_event = forecast >= threshold, observed >= threshold
+    events = {
+        "hits": forecast_event & observed_event,
+        "misses": ~forecast_event & observed_event,
+        "false_alarms": forecast_event & ~observed_event,
+        "correct_negatives": ~forecast_event & ~observed_event,
+    }
+    sums = {name: (event & both).sum(("y", "x")) for name, event in events.items()}
+    sums["squared_error"] = (error**2).sum(("y", "x"))
+    sums["absolute_error"] = abs(error).sum(("y", "x"))
+    sums["pixels"] = both.sum(("y", "x"))
+    dataset = xr.Dataset({name: sums[name].astype("f8") for name in SUMS}).drop_attrs()
+    return dataset.drop_vars(set(dataset.coords) - set(dataset.dims))
+
+
+def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
+    """Add sums up; a lead time or threshold that a part lacks adds nothing there."""
+    parts = list(parts)
+    total = parts[0]
+    for part in parts[1:]:
+        left, right = xr.align(total, part, join="outer", fill_value=0.0)
+        total = left + right
+    return total
+
+
+def scores(sums: xr.Dataset) -> xr.Dataset:
+    """CSI, POD, FAR (…, threshold) and MSE (mm²/h²), MAE (mm/h), both (…), from sums."""
+    hits, misses, false_alarms = sums["hits"], sums["misses"], sums["false_alarms"]
+
+    def ratio(part: xr.DataArray, whole: xr.DataArray) -> xr.DataArray:
+        return part / whole.where(whole > 0)
+
+    return xr.Dataset(
+        {
+            "csi": ratio(hits, hits + misses + false_alarms),
+            "pod": ratio(hits, hits + misses),
+            "far": ratio(false_alarms, hits + false_alarms),
+            "mse": ratio(sums["squared_error"], sums["pixels"]),
+            "mae": ratio(sums["absolute_error"], sums["pixels"]),
+        }
+    )
+
+
+def save_sums(root: str, product: str, sums: xr.Dataset) -> str:
+    """Store sums as `{root}/scores/{product}/{time}.zarr`, named by `latest.json`; the URL."""
+    made = now()
+    folder = storage.join(root, "scores", product)
+    url = f"{folder}/{made:%Y%m%dT%H%M%SZ}.zarr"
+    storage.publish_store(
+        sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}}
+    )
+    storage.write_json(
+        f"{folder}/latest.json", {"made": time_text(made), "scores": url.rsplit("/", 1)[-1]}
+    )
+    return url

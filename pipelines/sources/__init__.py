@@ -1,0 +1,18 @@
+"""The sources Squall reads: one file each, one line here."""
+
+from pipelines.errors import UnknownNameError
+from pipelines.sources.base import FrameFile, Source
+from pipelines.sources.knmi import Knmi
+from pipelines.sources.odim import Odim
+
+SOURCES: dict[str, Source] = {source.name: source for source in (Knmi(), Odim())}
+
+
+def get_source(name: str) -> Source:
+    """The source called `name`; an unknown one is an error that names the nearest."""
+    if name not in SOURCES:
+        raise UnknownNameError.of("source", name, SOURCES)
+    return SOURCES[name]
+
+
+__all__ = ["SOURCES", "FrameFile", "Source", "get_source"]

@@ -1,0 +1,188 @@
+"""What a source is: two operations, find frames by time and read one.
+
+A new source is one file beside this one with a class that has these attributes and methods, and
+one line in `pipelines.sources`.
+"""
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from pipelines import storage
+from pipelines.errors import NoFramesError
+from pipelines.grid import Grid, check_shape
+from pipelines.times import time_text
+
+
+@dataclass(frozen=True, order=True)
+class FrameFile:
+    """A provider's file that holds one frame, as a listing shows it.
+
+    Parameters
+    ----------
+    valid_time : UTC, from the file's name
+    received : UTC, when the file appeared at the location (its modification time)
+    url : fsspec URL
+    size : bytes
+    """
+
+    valid_time: pd.Timestamp
+    received: pd.Timestamp
+    url: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return self.url.rsplit("/", 1)[-1]
+
+
+class Source(Protocol):
+    """A provider's format: where its frames are and what one holds.
+
+    Attributes
+    ----------
+    name : what ``--source`` takes
+    title, format, variable, timestep, licence, location : for ``squall sources``; `timestep` is
+        None where it differs by product, `location` a public place to find files, if any
+    decoder : name and version of the reading code; a manifest row carries it
+    """
+
+    name: str
+    title: str
+    format: str
+    variable: str
+    timestep: pd.Timedelta | None
+    licence: str
+    location: str | None
+    decoder: str
+
+    def find(
+        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    ) -> list[FrameFile]:
+        """The frames at an fsspec location with start ≤ valid_time ≤ end, by valid_time.
+
+        Raises `NoFramesError` where the location is not there or holds no such file.
+        """
+        ...
+
+    def read(self, content: bytes) -> xr.DataArray:
+        """One file's bytes as a frame: see `frame`. Raises `FrameError` where it is none."""
+        ...
+
+
+def frame(
+    rain_rate_mm_h: NDArray[np.floating],
+    grid: Grid,
+    valid_time: pd.Timestamp,
+    **provenance: str,
+) -> xr.DataArray:
+    """A CF frame: `rain_rate(y, x)` in mm/h, NaN where not observed.
+
+    Coordinates: `x`, `y`, the CRS, the scalar `time` (= valid_time, UTC) and the boolean
+    `observed(y, x)`. A dry pixel is 0 and observed; a missing one is NaN and not.
+    """
+    check_shape(rain_rate_mm_h.shape, grid)
+    rain_rate = np.where(rain_rate_mm_h >= 0, rain_rate_mm_h, np.nan).astype(np.float32)
+    return xr.DataArray(
+        rain_rate,
+        dims=("y", "x"),
+        coords=grid.coords(lonlat=False)
+        | {
+            "time": ((), valid_time.to_datetime64(), {"standard_name": "time"}),
+            "observed": (("y", "x"), np.isfinite(rain_rate)),
+        },
+        name="rain_rate",
+        attrs={
+            "standard_name": "rainfall_rate",
+            "long_name": "rain rate",
+            "units": "mm h-1",
+            "grid_mapping": "crs",
+            **provenance,
+        },
+    )
+
+
+def find_by_name(
+    location: str,
+    pattern: re.Pattern[str],
+    start: pd.Timestamp | None,
+    end: pd.Timestamp | None,
+    *,
+    source: str,
+    example: str,
+) -> list[FrameFile]:
+    """Files under a location (recursively) whose name matches `pattern`.
+
+    The pattern's group ``time`` holds YYYYmmddHHMM, with or without separators and seconds.
+    """
+    matches: list[FrameFile] = []
+    others = 0
+    for entry in _walk(location):
+        match = pattern.search(entry["name"].rsplit("/", 1)[-1])
+        valid_time = _name_time(match["time"]) if match else None
+        if valid_time is None:
+            others += 1
+        elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
+            matches.append(_frame_file(location, entry, valid_time))
+    if not matches:
+        period = f" from {time_text(start) if start else 'any time'}" if start or end else ""
+        period += f" to {time_text(end)}" if end else ""
+        raise NoFramesError(
+            f"no {source} frames at {storage.display(location)}{period}",
+            found=f"{others} other file(s)",
+            expected=f"names such as {example}",
+            remedy="check the location and the period, or choose another source (`squall sources`)",
+        )
+    return sorted(matches)
+
+
+def _walk(location: str) -> Iterator[dict[str, Any]]:
+    fs, path = storage.filesystem(location)
+    if not fs.exists(path):
+        raise NoFramesError(
+            "no such location",
+            found=storage.display(location),
+            expected="an existing folder, or a prefix in an object store",
+            remedy="check the path; a URL needs its scheme, such as s3://",
+        )
+    for entry in fs.find(path, detail=True).values():
+        if entry["type"] == "file" and not entry["name"].rsplit("/", 1)[-1].startswith("."):
+            yield entry
+
+
+def _name_time(digits: str) -> pd.Timestamp | None:
+    digits = re.sub(r"\D", "", digits)
+    try:
+        time = dt.datetime.strptime(digits[:12], "%Y%m%d%H%M")
+    except ValueError:
+        return None
+    return pd.Timestamp(time).as_unit("ns")
+
+
+def _frame_file(location: str, entry: dict[str, Any], valid_time: pd.Timestamp) -> FrameFile:
+    fs, _ = storage.filesystem(location)
+    # Local listings say `mtime` in seconds; object stores say `LastModified` (s3fs) or similar.
+    modified = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")
+    if modified is None:
+        modified = fs.modified(entry["name"])
+    received = (
+        pd.Timestamp(modified, unit="s")
+        if isinstance(modified, (int, float))
+        else pd.Timestamp(modified)
+    )
+    if received.tzinfo is not None:
+        received = received.tz_convert("UTC").tz_localize(None)
+    return FrameFile(
+        valid_time=valid_time,
+        received=received.floor("s").as_unit("ns"),
+        url=str(fs.unstrip_protocol(entry["name"])),
+        size=int(entry["size"]),
+    )

@@ -1,0 +1,68 @@
+"""Rain rate, accumulation, reflectivity, and the packing in which rain rate is stored.
+
+Shapes are free: every function is elementwise and keeps NaN, which means "not observed".
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SCALE_MM_H = 0.01
+"""Stored integer 1 is 0.01 mm/h."""
+MISSING = 65535
+"""Stored integer for "not observed"."""
+LARGEST_MM_H = (MISSING - 1) * SCALE_MM_H
+"""655.34 mm/h: the largest rain rate that can be stored; larger ones are clipped and counted."""
+DRY_MM_H = 0.1
+"""Below this a pixel counts as dry, as in the pysteps and HKO-7 conventions."""
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class ZRRelation:
+    """Z = a·R^b with Z in mm⁶/m³ and R in mm/h."""
+
+    name: str
+    a: float
+    b: float
+
+
+MARSHALL_PALMER = ZRRelation("Marshall–Palmer 1948", a=200.0, b=1.6)
+
+
+def rain_rate_from_reflectivity(reflectivity_dbz: Floats, zr: ZRRelation) -> Floats:
+    """Rain rate in mm/h from reflectivity in dBZ: R = (10^(dBZ/10) / a)^(1/b)."""
+    return (10.0 ** (reflectivity_dbz / 10.0) / zr.a) ** (1.0 / zr.b)
+
+
+def reflectivity_from_rain_rate(rain_rate_mm_h: Floats, zr: ZRRelation) -> Floats:
+    """Reflectivity in dBZ from rain rate in mm/h; no rain is −inf."""
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(zr.a * rain_rate_mm_h**zr.b)
+
+
+def rain_rate_from_accumulation(accumulation_mm: Floats, hours: float) -> Floats:
+    """Mean rain rate in mm/h over the interval in which `accumulation_mm` fell."""
+    return accumulation_mm / hours
+
+
+def pack(rain_rate_mm_h: Floats) -> tuple[NDArray[np.uint16], int]:
+    """Stored integers (0.01 mm/h, 65535 = not observed) and how many pixels had to be clipped.
+
+    Negative rain rates are no rain rates: they are stored as not observed.
+    """
+    observed = rain_rate_mm_h >= 0  # False for NaN too
+    clipped = observed & (rain_rate_mm_h > LARGEST_MM_H + SCALE_MM_H / 2)
+    stored = np.full(rain_rate_mm_h.shape, MISSING, np.uint16)
+    steps = np.rint(np.minimum(rain_rate_mm_h[observed], LARGEST_MM_H) / SCALE_MM_H)
+    stored[observed] = steps.astype(np.uint16)
+    return stored, int(clipped.sum())
+
+
+def unpack(stored: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """Rain rate in mm/h (float32, NaN = not observed) from stored integers."""
+    rain_rate = stored.astype(np.float32) / np.float32(1 / SCALE_MM_H)  # exact to the last bit
+    rain_rate[stored == MISSING] = np.nan
+    return rain_rate

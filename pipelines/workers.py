@@ -1,0 +1,47 @@
+"""Many independent tasks: here, on local Dask workers, or on a Dask scheduler."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Generator
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+
+INLINE_TASKS = 3
+"""Up to so many tasks run in this process: starting workers would take longer."""
+
+
+def run_parallel(
+    function: Callable[..., Result],
+    tasks: list[tuple[Any, ...]],
+    *,
+    workers: int,
+    scheduler: str | None = None,
+) -> Generator[Result, None, None]:
+    """Results of `function(*task)` for every task, as they come, in any order.
+
+    h5py holds one lock per process, so local workers are processes of one thread each. A task is
+    tried three times; what it raises then ends the iteration. Close the iterator to end early.
+    """
+    if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
+        for task in tasks:
+            yield function(*task)
+        return
+    from distributed import Client, LocalCluster, as_completed
+
+    with contextlib.ExitStack() as stack:
+        if scheduler is None:
+            cluster = LocalCluster(
+                n_workers=min(workers, len(tasks)),
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address="127.0.0.1:0",
+                host="127.0.0.1",
+                silence_logs=logging.CRITICAL,
+            )
+            client = stack.enter_context(Client(stack.enter_context(cluster)))
+        else:
+            client = stack.enter_context(Client(scheduler))
+        futures = [client.submit(function, *task, pure=False, retries=2) for task in tasks]
+        for _, result in as_completed(futures, with_results=True):
+            yield result

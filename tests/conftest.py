@@ -1,0 +1,151 @@
+"""What the tests share: a small synthetic radar with its archive, and builders of tiny stores."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import settings
+from numpy.typing import NDArray
+
+from pipelines import ingest as ingest_module
+from pipelines.archive import Archive, Status, archive_url, create
+from pipelines.grid import Grid
+from pipelines.ingest import IngestSettings, ingest
+from pipelines.sources.synthetic import (
+    PROJECTION,
+    Faults,
+    SyntheticRadar,
+    odim_composite,
+    write_archive,
+)
+from pipelines.units import pack
+
+# Nothing of the developer's own environment has a say, and nothing is sent anywhere.
+for _name in [name for name in os.environ if name.startswith("SQUALL_")]:
+    del os.environ[_name]
+for _name in ("PREFECT_API_URL", "RAY_ADDRESS"):
+    os.environ.pop(_name, None)
+os.environ |= {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "DO_NOT_TRACK": "1",
+}
+torch.set_num_threads(2)
+
+# The same examples every time, however slow the machine is.
+settings.register_profile("squall", derandomize=True, deadline=None, database=None)
+settings.load_profile("squall")
+
+START = pd.Timestamp("2024-06-01T00:00")
+TIMESTEP = pd.Timedelta("5min")
+
+Field = NDArray[np.floating]
+SendFile = Callable[..., Path]
+BuildArchive = Callable[..., Archive]
+
+
+@pytest.fixture(scope="session")
+def radar() -> SyntheticRadar:
+    """The radar behind `synthetic`: 48×48 pixels, 40 frames from 2024-06-01T00:00Z."""
+    return SyntheticRadar(size=48, frames=40, cells=5)
+
+
+@pytest.fixture(scope="session")
+def faults(radar: SyntheticRadar) -> Faults:
+    """Which frames of `synthetic` are missing, truncated, late and sent twice."""
+    return Faults.of(radar.frames)
+
+
+@pytest.fixture(scope="session")
+def synthetic(
+    tmp_path_factory: pytest.TempPathFactory, radar: SyntheticRadar, faults: Faults
+) -> Path:
+    """A provider's folder of ODIM composites with its faults. Read only."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    write_archive(folder, radar, faults)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The root under which `archive` lies, as product ``test``. Read only."""
+    return str(tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="session")
+def archive(root: str, synthetic: Path) -> Archive:
+    """The archive of `synthetic`. Read only."""
+    url = archive_url(root, "test")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest_module, "INLINE_FRAMES", 1000)
+        ingest(url, IngestSettings(source="odim", location=str(synthetic)))
+    return Archive(url)
+
+
+@pytest.fixture(scope="session")
+def radar_data() -> Path:
+    """Real radar files, which lie beside the checkout and are no part of it."""
+    folder = Path(__file__).parents[1] / "../shared/data/radar"
+    if not folder.is_dir():
+        pytest.skip(f"no real radar files at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grid() -> Grid:
+    """8×8 pixels of 2 km around 52°N 5°E."""
+    return Grid.from_corner(PROJECTION, -8000.0, 8000.0, (2000.0, 2000.0), (8, 8))
+
+
+@pytest.fixture(scope="session")
+def build_archive(grid: Grid) -> BuildArchive:
+    """Make an archive straight from fields in mm/h, by slot number; other slots stay missing."""
+
+    def build(
+        url: str | Path,
+        fields: Mapping[int, Field],
+        *,
+        slots: int = 24,
+        grid: Grid = grid,
+        start: pd.Timestamp = START,
+        timestep: pd.Timedelta = TIMESTEP,
+    ) -> Archive:
+        archive = create(str(url), grid, start, start + timestep * (slots - 1), timestep)
+        for slot, field in fields.items():
+            archive.write_frame(archive.times[slot], pack(field)[0])
+        archive.commit([], {archive.times[slot]: Status.OK for slot in fields})
+        return archive
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def send(grid: Grid) -> SendFile:
+    """Put an ODIM composite into a provider's folder, as if received a minute after its time."""
+
+    def put(
+        folder: Path,
+        valid_time: pd.Timestamp,
+        field: Field,
+        *,
+        name: str = "",
+        after: str = "1min",
+        grid: Grid = grid,
+        keep: float = 1.0,
+    ) -> Path:
+        """`keep` is the part of the file that arrives."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = odim_composite(field, grid, valid_time)
+        path = folder / f"radar_{valid_time:%Y%m%d%H%M}{name}.h5"
+        path.write_bytes(content[: int(len(content) * keep)])
+        received = (valid_time + pd.Timedelta(after)).tz_localize("UTC").timestamp()
+        os.utime(path, (received, received))
+        return path
+
+    return put

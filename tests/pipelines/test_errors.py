@@ -1,0 +1,50 @@
+"""Errors: one line that says what was found, what was expected and what to do."""
+
+import pickle
+
+import pytest
+
+from pipelines import errors
+from pipelines.errors import FrameError, SquallError, UnknownNameError
+
+KINDS = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, SquallError)
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_one_line_with_found_expected_and_remedy(kind):
+    error = kind("it broke", found="a\nlong\n  thing", expected="b", remedy="do c.")
+    assert str(error) == "it broke: found a long thing; expected b. Remedy: do c."
+    assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_travels_between_processes(kind):
+    error = kind("it broke", found=3, expected="b", remedy="do c")
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is kind
+    assert str(again) == str(error)
+    assert (again.problem, again.found, again.expected) == ("it broke", 3, "b")
+
+
+def test_an_unknown_name_error_travels_too():
+    error = UnknownNameError.of("source", "odin", ["odim", "knmi"])
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_an_unknown_name_is_answered_with_the_nearest():
+    error = UnknownNameError.of("source", "odin", ["odim", "knmi"])
+    assert str(error) == (
+        "unknown source: found 'odin'; expected one of knmi, odim. Remedy: did you mean 'odim'?"
+    )
+
+
+def test_a_name_like_no_other_gets_no_guess():
+    assert "choose one of those" in str(UnknownNameError.of("source", "xyz", ["odim", "knmi"]))
+
+
+def test_a_frame_that_does_not_fit_is_a_frame_error():
+    assert issubclass(errors.GridMismatchError, FrameError)
