@@ -5,6 +5,7 @@ order in which the provider delivered them, late ones late.
 """
 
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,10 @@ from flows.tasks import publish_picture
 from flows.train import train
 from flows.verify import VerifyReport, verify
 from pipelines import storage
-from pipelines.archive import archive_url
+from pipelines.archive import Archive, Status, archive_url, read_manifest
 from pipelines.errors import NoFramesError, SquallError
 from pipelines.forecasts import forecast_url, published_init_times
-from pipelines.ingest import IngestReport, arrival
+from pipelines.ingest import arrival
 from pipelines.progress import bar
 from pipelines.sources import FrameFile, get_source
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
@@ -47,8 +48,8 @@ SYNTHETIC: dict[str, Any] = {
 REAL: dict[str, Any] = {
     "train": {
         "crop": 96,
-        "epochs": 12,
-        "samples_per_epoch": 128,
+        "epochs": 10,
+        "samples_per_epoch": 96,
         "batch_size": 4,
     }
 }
@@ -62,7 +63,8 @@ class DemoReport:
     model: str
     forecast: str
     picture: str
-    ingested: IngestReport
+    frames: str
+    errors: list[str]
     nowcasts: NowcastReport
     verification: VerifyReport
 
@@ -114,6 +116,18 @@ def split_files(
     return history, sorted(rest, key=lambda f: (arrival(f, history_after), f.url))
 
 
+def _arrivals(url: str) -> tuple[str, list[str]]:
+    """What became of every file, and of the timesteps without one; a line for each bad file."""
+    rows = read_manifest(url)
+    outcomes = Counter(row.outcome for row in rows)
+    status = Archive(url).status()
+    seen = status.loc[rows[0].valid_time[:-1] : rows[-1].valid_time[:-1]]
+    missing = int((seen == Status.MISSING).sum())
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common())
+    errors = [f"{row.key.rsplit('/', 1)[-1]}: {row.error}" for row in rows if row.error]
+    return f"{len(rows)} files: {counts}; {missing} timestep(s) missing", errors
+
+
 @flow(name="replay")
 def replay(settings: Settings, files: list[FrameFile], progress: bool = False) -> NowcastReport:
     """Take in files one by one, as they arrived, and forecast from every frame they bring."""
@@ -137,9 +151,7 @@ def demo(
     root, product = settings.root, settings.product
     last = max(file.valid_time for file in history)
     section = settings.ingest.model_copy(update={"location": location})
-    ingested = ingest(
-        root=root, product=product, ingest=section, end=last.to_pydatetime(), progress=progress
-    )
+    ingest(root=root, product=product, ingest=section, end=last.to_pydatetime(), progress=progress)
     model = train(root=root, product=product, train=settings.train, progress=progress)
     nowcasts = replay(settings, rest, progress)
     verification = verify(root=root, product=product, verify=settings.verify, progress=progress)
@@ -148,12 +160,14 @@ def demo(
     picture = storage.join(root, "pictures", product, f"{shown:%Y%m%dT%H%MZ}.png")
     storage.write_bytes(picture, png)
     publish_picture("demo-picture", png, f"Observed against forecast, {product}")
+    frames, errors = _arrivals(archive_url(root, product))
     return DemoReport(
         archive=archive_url(root, product),
         model=storage.join(root, "models", model),
         forecast=forecast_url(root, product, shown),
         picture=picture,
-        ingested=ingested,
+        frames=frames,
+        errors=errors,
         nowcasts=nowcasts,
         verification=verification,
     )

@@ -83,10 +83,11 @@ def _accelerator(settings: Settings) -> Check:
 
 
 def _root(settings: Settings) -> Check:
+    existed = storage.exists(settings.root)
     probe = storage.join(settings.root, ".doctor")
     storage.write_bytes(probe, b"squall")
     readable = storage.read_bytes(probe) == b"squall"
-    storage.remove(probe)
+    storage.remove(probe if existed else settings.root)
     shown = storage.display(storage.normalise(settings.root))
     if not readable:
         return Check("root", "fail", f"{shown} gives back something else", "check the store")

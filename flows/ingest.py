@@ -19,7 +19,7 @@ ingest_task = retrying(ingest_files, "ingest files")
 def ingest(
     root: str | None = None,
     product: str | None = None,
-    ingest: IngestSettings = IngestSettings(),
+    ingest: IngestSettings | None = None,
     start: dt.datetime | None = None,
     end: dt.datetime | None = None,
     progress: bool = False,

@@ -52,8 +52,8 @@ class NowcastReport:
 def nowcast(
     root: str | None = None,
     product: str | None = None,
-    ingest: IngestSettings = IngestSettings(),
-    nowcast: NowcastSettings = NowcastSettings(),
+    ingest: IngestSettings | None = None,
+    nowcast: NowcastSettings | None = None,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     progress: bool = False,

@@ -61,22 +61,26 @@ def print_checks(checks: Iterable[Check]) -> None:
 
 
 def print_verification(report: VerifyReport) -> None:
-    """The score table by lead time."""
+    """The score table, at up to six lead times."""
     rows = report.table()
-    table = Table(
-        title="Scores by lead time (CSI of rain ≥ threshold in mm/h; MAE in mm/h)",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-    )
-    for column in rows[0]:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(*row.values())
+    names = list(rows[0])
+    leads = names[2:]
+    chosen = [leads[i] for i in sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})]
+    table = _table("Scores by lead time", ())
+    table.add_column("score")
+    table.add_column("forecaster")
+    for lead in chosen:
+        table.add_column(lead, justify="right")
+    for before, row in zip([None, *rows], rows, strict=False):
+        new = before is None or before["score"] != row["score"]
+        if new and before is not None:
+            table.add_section()
+        cells = [row[lead] for lead in chosen]
+        table.add_row(row["score"] if new else "", row["forecaster"], *cells)
     console.print(table)
     waiting = f"; {report.waiting} have no later frame yet" if report.waiting else ""
     console.print(
-        f"{report.verified} forecasts verified{waiting}. All forecasters on the same pixels."
+        f"{report.verified} forecasts verified{waiting}; all forecasters on the same pixels"
     )
     console.print(f"scores: {display(report.sums_url)}", soft_wrap=True)
 
@@ -84,9 +88,9 @@ def print_verification(report: VerifyReport) -> None:
 def print_demo(report: DemoReport) -> None:
     """Where everything lies, how good it is, and how to read it."""
     console.print()
-    console.print(f"ingest: {report.ingested}")
-    for error in report.ingested.errors:
-        console.print(f"  {error}")
+    console.print(f"frames: {report.frames}")
+    for error in report.errors:
+        console.print(f"  {error}", soft_wrap=True)
     nowcasts = report.nowcasts
     console.print(f"nowcasts: {len(nowcasts.published)} published, {len(nowcasts.skipped)} skipped")
     for time, reason in nowcasts.skipped.items():

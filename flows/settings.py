@@ -20,6 +20,7 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from pydantic_settings import SettingsError as SourceError
 
 from models.prediction import NowcastSettings
 from models.training import TrainSettings
@@ -92,6 +93,13 @@ def load_settings(defaults: Mapping[str, Any] | None = None, **overrides: Any) -
             given = merged(given, nested(key, value))
     try:
         return Settings(**given)
+    except SourceError as error:
+        raise SettingsError(
+            "an environment variable does not fit",
+            found=str(error),
+            expected="JSON for lists and sections, such as [32, 32]",
+            remedy="mend it; `squall doctor` lists the settings",
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -179,7 +187,7 @@ def _given(overrides: dict[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
         if isinstance(value, BaseModel):
             value = value.model_dump(exclude_unset=True)
-        elif isinstance(value, Mapping):
+        if isinstance(value, Mapping):
             value = _given(dict(value))
         if value is not None and value != {}:
             given[name] = value

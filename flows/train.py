@@ -16,7 +16,7 @@ train_task = task(name="train model")(train_model)
 def train(
     root: str | None = None,
     product: str | None = None,
-    train: TrainSettings = TrainSettings(),
+    train: TrainSettings | None = None,
     progress: bool = False,
 ) -> str:
     """Train a network on the archive of a product with Ray Train; the new champion's id.

@@ -20,6 +20,9 @@ from pipelines.scores import merge, save_sums, scores
 from pipelines.times import format_duration
 from pipelines.workers import run_parallel
 
+TABLE_THRESHOLDS = 3
+"""The score table shows the lowest thresholds; the stored sums have all."""
+
 
 @dataclass(frozen=True)
 class VerifyReport:
@@ -34,7 +37,7 @@ class VerifyReport:
     sums_url: str
 
     def table(self) -> list[dict[str, str]]:
-        """A row per lead time: CSI at the two lowest thresholds and MAE, of each forecaster."""
+        """CSI at the lowest thresholds, MAE and MSE of each forecaster, by lead time."""
         return score_table(self.sums)
 
 
@@ -83,7 +86,7 @@ verify_task = retrying(verify_forecasts, "verify forecasts")
 def verify(
     root: str | None = None,
     product: str | None = None,
-    verify: VerifySettings = VerifySettings(),
+    verify: VerifySettings | None = None,
     progress: bool = False,
 ) -> VerifyReport:
     """Score the published forecasts of a product against its archive.
@@ -104,40 +107,36 @@ def verify(
 
 
 def score_table(sums: xr.Dataset) -> list[dict[str, str]]:
-    """Scores as text, a row per lead time; – where a score has no cases."""
+    """Scores as text: a row per score and forecaster, a column per lead time; – for no cases."""
     values = scores(sums)
-    thresholds = [float(t) for t in values["threshold"].values[:2]]
-    rows = []
-    for lead_time in values["lead_time"].values:
-        row = {"lead time": format_duration(pd.Timedelta(lead_time))}
-        for threshold in thresholds:
-            for name in values["forecaster"].values:
-                csi = values["csi"].sel(forecaster=name, lead_time=lead_time, threshold=threshold)
-                row[f"CSI ≥{threshold:g} {_short(name)}"] = _text(float(csi))
-        for name in values["forecaster"].values:
-            mae = values["mae"].sel(forecaster=name, lead_time=lead_time)
-            row[f"MAE {_short(name)}"] = _text(float(mae))
-        rows.append(row)
-    return rows
+    groups = {
+        f"CSI ≥ {threshold:g} mm/h": values["csi"].sel(threshold=threshold)
+        for threshold in values["threshold"].values[:TABLE_THRESHOLDS]
+    } | {"MAE (mm/h)": values["mae"], "MSE (mm²/h²)": values["mse"]}
+    return [
+        {"score": title, "forecaster": str(name).partition("/")[0]}
+        | {
+            format_duration(pd.Timedelta(lead)): _text(
+                float(score.sel(forecaster=name, lead_time=lead))
+            )
+            for lead in score["lead_time"].values
+        }
+        for title, score in groups.items()
+        for name in score["forecaster"].values
+    ]
 
 
 def markdown(report: VerifyReport) -> str:
     """The score table for a README or a mail."""
     rows = report.table()
     names = list(rows[0])
-    lines = [" | ".join(names), " | ".join("---:" for _ in names)]
+    lines = [" | ".join(names), " | ".join(["---", "---", *["---:"] * (len(names) - 2)])]
     lines += [" | ".join(row[name] for name in names) for row in rows]
     note = (
-        f"{report.verified} forecasts verified, {report.waiting} without an observation yet. "
-        f"CSI of rain at or above the threshold in mm/h; MAE in mm/h; all forecasters on the same "
-        f"pixels. Forecasters: {', '.join(map(str, report.sums['forecaster'].values))}."
+        f"{report.verified} forecasts verified, {report.waiting} without an observation yet; all "
+        f"forecasters on the same pixels. {', '.join(map(str, report.sums['forecaster'].values))}."
     )
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
-
-
-def _short(forecaster: str) -> str:
-    """A model's name without its version."""
-    return str(forecaster).partition("/")[0]
 
 
 def _text(score: float) -> str:

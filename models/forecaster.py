@@ -1,6 +1,6 @@
 """One interface for all that forecasts: past frames in, lead-time frames out, labels kept."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipelines.grid import CRS_VARIABLE
 
 
+@runtime_checkable
 class Forecaster(Protocol):
     """A network or a baseline.
 

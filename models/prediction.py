@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from models.baselines import BASELINES, build_baseline
 from models.forecaster import Forecaster, labelled, timestep_of
@@ -17,13 +17,12 @@ from models.training import network_input
 from pipelines.archive import Archive
 from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
+from pipelines.section import Section
 from pipelines.times import Duration, format_duration, lead_times, now, time_text
 
 
-class NowcastSettings(BaseModel):
+class NowcastSettings(Section):
     """How nowcasts are made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = Field(
         None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,16 +20,15 @@ from models.networks import build_model
 from models.normalisation import Kind, RainNormalisation
 from pipelines.archive import Archive
 from pipelines.samples import SampleIndex, SequenceShape
+from pipelines.section import Section
 from pipelines.times import Duration, spaced
 
 INPUT_CHANNELS = 2
 """Rain rate, normalised, and whether it was observed: missing is not dry."""
 
 
-class NetworkSettings(BaseModel):
+class NetworkSettings(Section):
     """Which network, how large."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field("convlstm", description="Network: see models/networks.py.")
     hidden_channels: tuple[int, ...] = Field(
@@ -45,10 +44,8 @@ class NetworkSettings(BaseModel):
         return build_model(self.name, in_channels=INPUT_CHANNELS, out_channels=1, **config)
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Section):
     """How a network is trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str | None = Field(
         None, description="Name in the model registry; the product's by default."

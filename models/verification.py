@@ -2,7 +2,7 @@
 
 import pandas as pd
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from models.baselines import build_baseline
 from models.prediction import read_past
@@ -10,13 +10,12 @@ from pipelines.archive import Archive
 from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import open_forecast
 from pipelines.scores import THRESHOLDS_MM_H, contingency
+from pipelines.section import Section
 from pipelines.times import Duration
 
 
-class VerifySettings(BaseModel):
+class VerifySettings(Section):
     """How forecasts are verified."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     thresholds_mm_h: tuple[float, ...] = Field(
         THRESHOLDS_MM_H, min_length=1, description="Rain rates whose exceedance is scored, mm/h."

@@ -316,16 +316,19 @@ def read_manifest(url: str, days: Iterable[str] | None = None) -> list[ManifestR
 
 
 def write_manifest(url: str, rows: Iterable[ManifestRow]) -> None:
-    """Add rows; a row with the key of an older one replaces it. One file a day, replaced whole."""
+    """Add rows; a row with key and content of an older one replaces it.
+
+    A file that was overwritten keeps the row of what it was. One file a day, replaced whole.
+    """
     by_day: dict[str, list[ManifestRow]] = {}
     for row in rows:
         by_day.setdefault(row.valid_time[:10], []).append(row)
     for day, new in by_day.items():
-        merged = {row.key: row for row in [*read_manifest(url, [day]), *new]}
+        merged = {(row.key, row.sha256): row for row in [*read_manifest(url, [day]), *new]}
         lines = [json.dumps(asdict(row)) for row in sorted(merged.values(), key=_row_order)]
         text = "[\n" + ",\n".join(lines) + "\n]\n"
         storage.write_bytes(f"{_manifest_folder(url)}/{day}.json", text.encode())
 
 
-def _row_order(row: ManifestRow) -> tuple[str, str]:
-    return row.valid_time, row.key
+def _row_order(row: ManifestRow) -> tuple[str, str, str]:
+    return row.valid_time, row.key, row.sha256

@@ -125,8 +125,8 @@ def published_init_times(root: str, product: str) -> pd.DatetimeIndex:
     names = storage.names(storage.join(root, "forecasts", product))
     stems = [name.removesuffix(".zarr") for name in names if name.endswith(".zarr")]
     times = pd.DatetimeIndex(
-        [pd.to_datetime(stem, format=INIT_TIME_FORMAT) for stem in stems], name="init_time"
-    ).tz_localize(None)
+        pd.to_datetime(stems, format=INIT_TIME_FORMAT, errors="coerce"), name="init_time"
+    ).dropna()
     return times[[is_published(root, product, time) for time in times]].as_unit("ns")
 
 

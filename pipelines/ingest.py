@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from pipelines import storage
 from pipelines.archive import (
@@ -32,8 +32,9 @@ from pipelines.archive import (
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
 from pipelines.grid import Grid
 from pipelines.progress import bar
+from pipelines.section import Section
 from pipelines.sources import FrameFile, get_source
-from pipelines.times import Duration, format_duration, now, time_text
+from pipelines.times import Duration, format_duration, now, time_text, utc
 from pipelines.units import pack
 from pipelines.workers import run_parallel
 
@@ -43,10 +44,8 @@ COMMIT_FRAMES = 24
 """Frames per commit of manifest and status."""
 
 
-class IngestSettings(BaseModel):
+class IngestSettings(Section):
     """Where frames come from and how they are taken in."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = Field("odim", description="Format of the files: see `squall sources`.")
     location: str | None = Field(
@@ -91,11 +90,17 @@ class IngestReport:
 
 @dataclass(frozen=True)
 class SlotResult:
-    """What became of the files of one valid time."""
+    """What became of the files of one valid time.
+
+    `rows` are the manifest rows that are new or changed; `fits` says whether any file read now is a
+    frame of this archive, `wrong_grid` whether any has another grid.
+    """
 
     time: pd.Timestamp
     rows: list[ManifestRow]
+    status: Status
     written: bool
+    fits: bool
     wrong_grid: bool
 
 
@@ -134,11 +139,14 @@ def ingest(
         archive = Archive(archive_url)
     except NotFoundError:
         archive = _create_for(archive_url, files, settings)
-    todo, previous = _plan(archive_url, files, source.decoder)
+    todo, previous = _plan(archive, files, source.decoder)
     report.settled = len(files) - sum(len(group) for group in todo)
     if todo:
         archive.extend(_axis_end(max(group[0].valid_time for group in todo)))
-        _run(archive, todo, previous, settings, report, progress=progress)
+        listed = {file.url for file in files}
+        rows = [row for known in previous.values() for row in known]
+        fits = any(row.outcome != "bad" and row.key in listed for row in rows)
+        _run(archive, todo, previous, settings, report, fits=fits, progress=progress)
     log.info("ingest into %s: %s", archive_url, report)
     return report
 
@@ -198,13 +206,19 @@ def _timestep(times: pd.DatetimeIndex, settings: IngestSettings) -> pd.Timedelta
 
 
 def _plan(
-    url: str, files: list[FrameFile], decoder: str
+    archive: Archive, files: list[FrameFile], decoder: str
 ) -> tuple[list[list[FrameFile]], dict[str, list[ManifestRow]]]:
-    """Groups of files by valid time that need reading, and the manifest's rows of those times."""
+    """Groups of files by valid time that need reading, and the manifest's rows of those times.
+
+    Rows of a slot whose status is missing are of a commit that died half way: they do not count.
+    """
     days = {time_text(file.valid_time)[:10] for file in files}
     known: dict[str, list[ManifestRow]] = {}
-    for row in read_manifest(url, sorted(days)):
+    for row in read_manifest(archive.url, sorted(days)):
         known.setdefault(row.valid_time, []).append(row)
+    status = archive.status()
+    for time in [text for text in known if status.get(utc(text)) == Status.MISSING]:
+        del known[time]
 
     def settled(file: FrameFile) -> bool:
         return any(
@@ -227,11 +241,13 @@ def _run(
     settings: IngestSettings,
     report: IngestReport,
     *,
+    fits: bool,
     progress: bool,
 ) -> None:
+    """Read what is to do and commit it. `fits`: whether a file listed with it is a frame here."""
     existing = bool(previous) or len(archive.usable_times()) > 0
     pending: list[SlotResult] = []
-    wrong_grid = good = 0
+    wrong_grid = False
     current = archive.status()
     tasks = [
         (archive.url, settings, group, previous.get(time_text(group[0].valid_time), []))
@@ -244,15 +260,15 @@ def _run(
         for result in results:
             shown.update()
             pending.append(result)
-            wrong_grid += result.wrong_grid
-            good += result.written
+            wrong_grid |= result.wrong_grid
+            fits |= result.fits
             if len(pending) >= COMMIT_FRAMES:
                 _commit(archive, pending, current, report)
                 pending = []
-                if existing and wrong_grid and not good:
+                if existing and wrong_grid and not fits:
                     break
         _commit(archive, pending, current, report)
-    if existing and wrong_grid and not good:
+    if existing and wrong_grid and not fits:
         raise GridMismatchError(
             f"every frame has another grid than the archive {storage.display(archive.url)}",
             found=report.errors[-1],
@@ -267,12 +283,10 @@ def _commit(
     """Manifest, then status. A bad file never replaces a good frame's status."""
     statuses: dict[pd.Timestamp, Status] = {}
     for result in results:
-        outcomes = {row.outcome for row in result.rows}
+        if result.status != Status.BAD or current.get(result.time) == Status.MISSING:
+            statuses[result.time] = result.status
         if result.written:
-            statuses[result.time] = Status.LATE if "late" in outcomes else Status.OK
             report.frames.append(result.time)
-        elif "bad" in outcomes and current.get(result.time) == Status.MISSING:
-            statuses[result.time] = Status.BAD
         report.outcomes.update(row.outcome for row in result.rows)
         report.errors += [
             f"{row.key.rsplit('/', 1)[-1]}: {row.error}" for row in result.rows if row.error
@@ -289,39 +303,78 @@ def ingest_slot(
     files: list[FrameFile],
     previous: list[ManifestRow],
 ) -> SlotResult:
-    """Take the files of one valid time: the newest readable one becomes the frame.
+    """Take the files of one valid time: the newest readable content becomes the frame.
 
-    `previous` are the manifest's rows of that time. Which file counts does not depend on the order
-    of arrival: it is the one received last (then: last by name) among all that were ever readable.
+    `previous` are the manifest's rows of that time. What becomes of a file follows from all files
+    that were ever seen (see `_settle`), so the order of arrival does not count.
     """
     archive = Archive(archive_url)
     time = files[0].valid_time
-    rows: list[ManifestRow] = []
-    best = max((row for row in previous if row.outcome in ("ok", "late")), key=_rank, default=None)
-    written = wrong_grid = False
-    for file in sorted(files, key=lambda file: (file.received, file.url)):
+    rows = {(row.key, row.sha256): row for row in previous}
+    decoded: dict[str, NDArray[np.uint16]] = {}
+    wrong_grid = False
+    for file in files:
         content = storage.read_bytes(file.url)
         row = _row(file, content, settings)
-        if best is not None and row.sha256 == best.sha256:
-            rows.append(_with(row, outcome="duplicate"))
-            continue
         try:
-            stored, clipped, observed = _decode(content, file, archive, settings)
+            decoded[row.sha256], clipped, observed = _decode(content, file, archive, settings)
+            row = replace(row, clipped=clipped, observed_fraction=round(observed, 4))
         except FrameError as error:
             wrong_grid |= isinstance(error, GridMismatchError)
-            rows.append(_with(row, outcome="bad", error=str(error)))
-            continue
-        row = _with(row, clipped=clipped, observed_fraction=round(observed, 4))
-        if best is not None and _rank(row) < _rank(best):
-            rows.append(_with(row, outcome="superseded"))
-            continue
-        if best is not None:
-            rows = [other for other in rows if other.key != best.key]
-            rows.append(_with(best, outcome="superseded"))
-        archive.write_frame(time, stored)
-        rows.append(row)
-        best, written = row, True
-    return SlotResult(time, rows, written, wrong_grid)
+            row = replace(row, outcome="bad", error=str(error))
+        rows[row.key, row.sha256] = row
+    settled = _settle(list(rows.values()), settings)
+    before, frame = _frame_row(previous), _frame_row(settled)
+    written = frame is not None and frame.sha256 in decoded and not _same(before, frame)
+    if frame is not None and written:
+        archive.write_frame(time, decoded[frame.sha256])
+    return SlotResult(
+        time,
+        rows=[row for row in settled if row not in previous],
+        status=Status[frame.outcome.upper()] if frame else Status.BAD,
+        written=written,
+        fits=bool(decoded),
+        wrong_grid=wrong_grid,
+    )
+
+
+def _settle(rows: list[ManifestRow], settings: IngestSettings) -> list[ManifestRow]:
+    """The rows of one valid time with the outcome that each has beside the others.
+
+    The content received last is the frame. Of several files with that content the one received
+    first is the frame's own (only if that was late, the frame is late), the others are duplicates.
+    Ties go by name. Readable files of other content are superseded.
+    """
+    readable = [row for row in rows if row.outcome != "bad"]
+    if not readable:
+        return rows
+    content = max(readable, key=_rank).sha256
+    first = min((row for row in readable if row.sha256 == content), key=_rank)
+
+    def outcome(row: ManifestRow) -> str:
+        if row.outcome == "bad":
+            return "bad"
+        if row.sha256 != content:
+            return "superseded"
+        if row is not first:
+            return "duplicate"
+        delay = utc(row.received) - utc(row.valid_time)
+        return "late" if settings.late_after < delay <= settings.history_after else "ok"
+
+    return [replace(row, outcome=outcome(row)) for row in rows]
+
+
+def _rank(row: ManifestRow) -> tuple[str, str]:
+    return row.received, row.key
+
+
+def _frame_row(rows: list[ManifestRow]) -> ManifestRow | None:
+    return next((row for row in rows if row.outcome in ("ok", "late")), None)
+
+
+def _same(one: ManifestRow | None, other: ManifestRow) -> bool:
+    """Whether two files give the same pixels."""
+    return one is not None and (one.sha256, one.decoder) == (other.sha256, other.decoder)
 
 
 def _decode(
@@ -358,12 +411,10 @@ def _decode(
 
 
 def _row(file: FrameFile, content: bytes, settings: IngestSettings) -> ManifestRow:
-    delay = file.received - file.valid_time
-    late = settings.late_after < delay <= settings.history_after
     source = get_source(settings.source)
     return ManifestRow(
         valid_time=time_text(file.valid_time),
-        outcome="late" if late else "ok",
+        outcome="ok",
         key=file.url,
         size=file.size,
         received=time_text(file.received),
@@ -372,11 +423,3 @@ def _row(file: FrameFile, content: bytes, settings: IngestSettings) -> ManifestR
         decoder=source.decoder,
         ingested=time_text(now()),
     )
-
-
-def _with(row: ManifestRow, **changes: object) -> ManifestRow:
-    return replace(row, **changes)  # type: ignore[arg-type]
-
-
-def _rank(row: ManifestRow) -> tuple[str, str]:
-    return row.received, row.key

@@ -59,7 +59,10 @@ def contingency(
     threshold = xr.DataArray(np.asarray(list(thresholds_mm_h), "f8"), dims="threshold")
     threshold = threshold.assign_coords(threshold=threshold)
     threshold["threshold"].attrs["units"] = "mm h-1"
-    forecast_event, observed_event = forecast >= threshold, observed >= threshold
+    # In single precision, in which 0.7 mm/h is 0.7 mm/h whether read by xarray or by us.
+    forecast_event, observed_event = (
+        field.astype("f4") >= threshold.astype("f4") for field in (forecast, observed)
+    )
     events = {
         "hits": forecast_event & observed_event,
         "misses": ~forecast_event & observed_event,
@@ -107,9 +110,7 @@ def save_sums(root: str, product: str, sums: xr.Dataset) -> str:
     made = now()
     folder = storage.join(root, "scores", product)
     url = f"{folder}/{made:%Y%m%dT%H%M%SZ}.zarr"
-    storage.publish_store(
-        sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}}
-    )
+    storage.publish_store(sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}})
     storage.write_json(
         f"{folder}/latest.json", {"made": time_text(made), "scores": url.rsplit("/", 1)[-1]}
     )

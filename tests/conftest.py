@@ -11,7 +11,6 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from pipelines import ingest as ingest_module
 from pipelines.archive import Archive, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, ingest
@@ -82,9 +81,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 def archive(root: str, synthetic: Path) -> Archive:
     """The archive of `synthetic`. Read only."""
     url = archive_url(root, "test")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest_module, "INLINE_FRAMES", 1000)
-        ingest(url, IngestSettings(source="odim", location=str(synthetic)))
+    ingest(url, IngestSettings(source="odim", location=str(synthetic), workers=1))
     return Archive(url)
 
 

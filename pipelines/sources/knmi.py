@@ -76,22 +76,22 @@ class Knmi:
             interval_start = _time(overview["product_datetime_start"])
             interval_end = _time(overview["product_datetime_end"])
             grid = _grid(file)
-        hours = (interval_end - interval_start).total_seconds() / 3600
-        if hours <= 0:
-            raise FrameError(
-                "accumulation over no time",
-                found=f"{interval_start} to {interval_end}",
-                expected="an end after the start",
-                remedy="fetch the file again; if it repeats, report it to the provider",
+            hours = (interval_end - interval_start).total_seconds() / 3600
+            if hours <= 0:
+                raise FrameError(
+                    "accumulation over no time",
+                    found=f"{interval_start} to {interval_end}",
+                    expected="an end after the start",
+                    remedy="fetch the file again; if it repeats, report it to the provider",
+                )
+            rain_rate = rain_rate_from_accumulation(accumulation_mm, hours)
+            rain_rate[np.isin(stored, missing)] = np.nan
+            return frame(
+                rain_rate,
+                grid,
+                interval_end,
+                cell_methods=f"time: mean (interval: {hours * 60:g} min, ends at time)",
             )
-        rain_rate = rain_rate_from_accumulation(accumulation_mm, hours)
-        rain_rate[np.isin(stored, missing)] = np.nan
-        return frame(
-            rain_rate,
-            grid,
-            interval_end,
-            cell_methods=f"time: mean (interval: {hours * 60:g} min, ends at time)",
-        )
 
 
 def _time(value: object) -> pd.Timestamp:

@@ -55,7 +55,8 @@ def test_the_time_is_in_the_name(tmp_path, source, name, time):
 
 
 @pytest.mark.parametrize(
-    "name", ["notes.txt", "radar_202413260005.h5", "radar_202406010000.nc", ".radar_202406010000.h5"]
+    "name",
+    ["notes.txt", "radar_202413260005.h5", "radar_202406010000.nc", ".radar_202406010000.h5"],
 )
 def test_other_files_are_no_frames(tmp_path, name):
     touch(tmp_path, name)

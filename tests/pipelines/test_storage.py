@@ -110,9 +110,8 @@ def test_a_store_is_published_chunks_first_and_root_metadata_last(place, monkeyp
     dataset = xr.Dataset({"a": (("y", "x"), np.ones((3, 4)))}, coords={"x": [1, 2, 3, 4]})
     storage.publish_store(dataset, place, encoding={"a": {"chunks": (1, 4)}})
     keys = [url.removeprefix(storage.normalise(place) + "/") for url in written]
-    assert keys == ["a/c/0/0", "a/c/1/0", "a/c/2/0", "x/c/0", "a/zarr.json", "x/zarr.json"] + [
-        "zarr.json"
-    ]
+    chunks, arrays = ["a/c/0/0", "a/c/1/0", "a/c/2/0", "x/c/0"], ["a/zarr.json", "x/zarr.json"]
+    assert keys == [*chunks, *arrays, "zarr.json"]
 
 
 def test_every_chunk_of_a_published_store_is_written(place):

@@ -1,0 +1,136 @@
+"""The command: bad input is one line with found, expected, remedy, and exit code 2."""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from flows.cli import main
+from pipelines.sources.synthetic import SyntheticRadar, write_archive
+
+from .conftest import BIN
+
+HELP_COMMANDS = ("demo", "sources", "ingest", "train", "nowcast", "verify", "show", "doctor")
+
+
+@dataclass(frozen=True)
+class Run:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def squall(tmp_path, monkeypatch, capfd):
+    """The command, in this process and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*words: str, **environment: str) -> Run:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as end:
+            main(list(words))
+        out, err = capfd.readouterr()
+        return Run(int(end.value.code or 0), out, err)
+
+    return run
+
+
+def test_help_teaches_with_an_example(tmp_path):
+    command = [str(BIN / "squall"), "--help"]
+    text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "squall ingest /archive/knmi --source knmi" in text
+    for command in HELP_COMMANDS:
+        assert command in text
+
+
+@pytest.mark.parametrize("command", [c for c in HELP_COMMANDS if c not in ("sources", "demo")])
+def test_every_command_teaches_with_an_example(squall, command):
+    assert f"Example: squall {command}" in squall(command, "--help").stdout
+
+
+def test_sources_are_listed(squall):
+    text = squall("sources").stdout
+    assert "knmi" in text
+    assert "odim" in text
+
+
+def test_doctor_prints_settings_origins_and_checks(squall, tmp_path):
+    (tmp_path / "squall.toml").write_text('product = "town"\n')
+    run = squall("doctor", "--set", "train.seed=4", SQUALL_TRAIN__EPOCHS="7")
+    assert run.returncode == 0, run.stdout + run.stderr
+    lines = run.stdout.splitlines()
+
+    def line(key):
+        return next(text for text in lines if f" {key} " in text)
+
+    assert "squall.toml" in line("product")
+    assert "town" in line("product")
+    assert "SQUALL_TRAIN__EPOCHS" in line("train.epochs")
+    assert "command line" in line("train.seed")
+    assert "default" in line("train.crop")
+    for check in ("packages", "root", "prefect", "ray", "dask"):
+        assert f"│ {check} " in run.stdout
+
+
+def test_doctor_fails_with_a_remedy_where_something_is_not_reachable(squall):
+    run = squall("doctor", "--set", "ingest.location=no/such/folder")
+    assert run.returncode == 1
+    assert "check the path; a URL needs its scheme" in " ".join(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "expected"),
+    [
+        (["ingest", "x", "--set", "ingest.sorce=knmi"], {}, "did you mean ingest.source?"),
+        (["train"], {"SQUALL_TRAIN__EPOCS": "3"}, "did you mean SQUALL_TRAIN__EPOCHS?"),
+        (["demo", "x"], {}, "add --source NAME"),
+        (["show"], {}, "no forecast to show"),
+        (["show", "--time", "yesterdy"], {}, "not a time"),
+        (["show", "--time", "2024-06-01"], {}, "no archive"),
+    ],
+)
+def test_bad_input_without_a_flow_is_one_line_and_exit_code_2(squall, words, environment, expected):
+    run = squall(*words, **environment)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert run.stderr.startswith("squall: ")
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert expected in run.stderr
+
+
+def test_an_unknown_option_is_exit_code_2(squall):
+    assert squall("train", "--epocs", "3").returncode == 2
+
+
+@pytest.mark.slow
+def test_bad_input_to_a_flow_is_one_line_and_exit_code_2(tmp_path, prefect, synthetic):
+    def one_line(*words: str) -> str:
+        run = prefect.run("squall", *words, cwd=tmp_path)
+        assert run.returncode == 2, run.stdout + run.stderr
+        line = run.stderr.strip().splitlines()[-1]
+        assert line.startswith("squall: ")
+        assert "Traceback" not in run.stderr
+        for part in ("found", "expected", "Remedy: "):
+            assert part in line
+        return line
+
+    (tmp_path / "empty").mkdir()
+    few = tmp_path / "few"
+    few.mkdir()
+    for path in sorted(synthetic.glob("*.h5"))[:2]:
+        shutil.copy2(path, few)
+    other = tmp_path / "other"
+    write_archive(other, SyntheticRadar(size=32, frames=10, cells=3))
+
+    assert "no odim frames at" in one_line("ingest", "empty", "--source", "odim")
+    assert "did you mean 'knmi'?" in one_line("ingest", "few", "--source", "knmy")
+    assert prefect.run("squall", "ingest", "few", cwd=tmp_path).returncode == 0
+    assert "another grid" in one_line("ingest", "other")
+    assert "too few past frames" in one_line(
+        "nowcast", "--model", "advection", "--set", "nowcast.most_missing=0"
+    )
+    assert "no trained model" in one_line("nowcast")
+    assert "no sequence to learn from" in one_line("train")
+    assert "nothing to verify" in one_line("verify")
