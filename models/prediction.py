@@ -19,6 +19,7 @@ from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.section import Section
 from pipelines.times import Duration, format_duration, lead_times, now, time_text
+from pipelines.units import DRY_MM_H
 
 
 class NowcastSettings(Section):
@@ -51,8 +52,9 @@ class NetworkForecaster:
     def predict(self, past: xr.DataArray, lead_times: pd.TimedeltaIndex) -> xr.DataArray:
         """See `models.forecaster.Forecaster.predict`.
 
-        A pixel that no past frame observed has no forecast. Raises `SquallError` where the frames
-        are not spaced as those it was trained on.
+        A pixel that no past frame observed has no forecast. Below 0.1 mm/h a forecast is dry, and
+        where no past frame has rain it is dry everywhere. Raises `SquallError` where the frames are
+        not spaced as those it was trained on.
         """
         timestep = timestep_of(past)
         if timestep != self.model.timestep:
@@ -64,8 +66,12 @@ class NetworkForecaster:
             )
         frames = torch.from_numpy(past.values.astype(np.float32))
         steps = [round(lead / timestep) for lead in lead_times]
-        output = self.model.network(network_input(frames, self._normalisation)[None], max(steps))
-        rain_rate = self._normalisation.decode(output[0, [s - 1 for s in steps], 0]).numpy()
+        rain_rate = np.zeros((len(steps), *frames.shape[1:]), np.float32)
+        if (frames >= DRY_MM_H).any():
+            inputs = network_input(frames, self._normalisation)[None]
+            output = self.model.network(inputs, max(steps))[0, [step - 1 for step in steps], 0]
+            rain_rate = self._normalisation.decode(output).numpy()
+            rain_rate[rain_rate < DRY_MM_H] = 0.0
         rain_rate[:, np.isnan(past.values).all(axis=0)] = np.nan
         return labelled(rain_rate, past, lead_times)
 

@@ -161,6 +161,7 @@ def train_loop(config: dict[str, Any]) -> None:
     settings = TrainSettings.model_validate(config["settings"])
     archive = Archive(config["archive_url"])
     dataset = SequenceDataset(archive, _index(config["training"]))
+    validation = config["validation"] and SequenceDataset(archive, _index(config["validation"]))
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
@@ -184,10 +185,8 @@ def train_loop(config: dict[str, Any]) -> None:
             if rank == 0 and config["progress"] is not None:
                 config["progress"].put_nowait((epoch * steps_per_epoch + len(losses), loss))
         metrics = {"epoch": float(epoch), "loss": sum(losses) / len(losses)}
-        if config["validation"] is not None:
-            metrics |= _validate(
-                learner, archive, _index(config["validation"]), rank, world_size, device
-            )
+        if validation is not None:
+            metrics |= _validate(learner, validation, rank, world_size, device)
         metrics = _mean_over_workers(metrics, world_size, device)
         history = [*history, metrics]
         state = {
@@ -224,17 +223,16 @@ def _index(fields: dict[str, Any]) -> SampleIndex:
 
 def _validate(
     learner: Learner,
-    archive: Archive,
-    index: SampleIndex,
+    dataset: SequenceDataset,
     rank: int,
     world_size: int,
     device: torch.device,
 ) -> Metrics:
     """This worker's share of the validation samples, the same ones every epoch."""
     settings = learner.settings
-    samples = draw(index, VALIDATION_SAMPLES, (settings.seed,))[rank::world_size]
+    samples = draw(dataset.index, VALIDATION_SAMPLES, (settings.seed,))[rank::world_size]
     validation = batches(
-        SequenceDataset(archive, index),
+        dataset,
         samples,
         settings.batch_size,
         RainNormalisation(settings.normalisation),

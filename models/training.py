@@ -5,13 +5,14 @@ the weights of one that did not.
 """
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,6 +23,7 @@ from pipelines.archive import Archive
 from pipelines.samples import SampleIndex, SequenceShape
 from pipelines.section import Section
 from pipelines.times import Duration, spaced
+from pipelines.units import unpack
 
 INPUT_CHANNELS = 2
 """Rain rate, normalised, and whether it was observed: missing is not dry."""
@@ -66,7 +68,9 @@ class TrainSettings(Section):
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
     batch_size: int = Field(8, ge=1, description="Samples per worker and step.")
-    learning_rate: float = Field(2e-3, gt=0, description="Adam's learning rate.")
+    learning_rate: float = Field(
+        2e-3, gt=0, description="Adam's learning rate at first; it falls along half a cosine."
+    )
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
     seed: int = Field(0, ge=0, description="All randomness follows from it.")
     workers: int = Field(2, ge=1, description="Ray Train workers.")
@@ -78,6 +82,12 @@ class TrainSettings(Section):
     ray_address: str | None = Field(
         None, description="Ray cluster; RAY_ADDRESS counts too; a local one by default."
     )
+
+    @model_validator(mode="after")
+    def _a_sample_for_every_worker(self) -> "TrainSettings":
+        if self.samples_per_epoch < self.workers:
+            raise ValueError("samples_per_epoch must be at least workers")
+        return self
 
     def sequence_shape(self, archive: Archive) -> SequenceShape:
         """Past, future and crop in the archive's frames and pixels."""
@@ -111,16 +121,31 @@ def network_input(
 
 
 class SequenceDataset(Dataset[Tensor]):
-    """The samples of an index: (time, y, x) mm/h, NaN where not observed."""
+    """The samples of an index: (time, y, x) mm/h, NaN where not observed.
 
-    def __init__(self, archive: Archive, index: SampleIndex) -> None:
+    Where all frames fit in `memory_bytes`, as stored, they are read once and kept.
+    """
+
+    def __init__(self, archive: Archive, index: SampleIndex, memory_bytes: int = 2**29) -> None:
         self.archive, self.index = archive, index
+        slots = index.slots()
+        rows, columns = archive.grid.shape
+        self._first = slots.start
+        self._frames = (
+            archive.read_stored(slots)
+            if (slots.stop - slots.start) * rows * columns * 2 <= memory_bytes
+            else None
+        )
 
     def __len__(self) -> int:
         return len(self.index)
 
     def __getitem__(self, sample: int) -> Tensor:
-        return torch.from_numpy(self.index.read(self.archive, sample))
+        if self._frames is None:
+            return torch.from_numpy(self.index.read(self.archive, sample))
+        slots, y, x = self.index.window(sample)
+        slots = slice(slots.start - self._first, slots.stop - self._first)
+        return torch.from_numpy(unpack(self._frames[slots, y, x]))
 
 
 def draw(index: SampleIndex, count: int, seed: Sequence[int]) -> list[int]:
@@ -160,6 +185,11 @@ def train_step(
     nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
     optimiser.step()
     return float(value.detach())
+
+
+def learning_rate(settings: TrainSettings, epoch: int) -> float:
+    """Half a cosine from `learning_rate` towards zero (Loshchilov and Hutter 2017, equation 5)."""
+    return settings.learning_rate * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
 
 
 @torch.no_grad()
@@ -206,6 +236,8 @@ class Learner:
     ) -> Iterator[float]:
         """Train on this worker's share of an epoch's samples; yields the loss of each step."""
         settings = self.settings
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(settings, number)
         samples = draw(dataset.index, settings.samples_per_epoch, (settings.seed, number))
         share = len(samples) // world_size  # equal shares: workers step together
         samples = samples[rank * share : (rank + 1) * share]

@@ -1,5 +1,8 @@
 """Verification of what was published: each forecast against what came, beside the baselines."""
 
+from functools import reduce
+from operator import and_
+
 import pandas as pd
 import xarray as xr
 from pydantic import Field
@@ -56,13 +59,12 @@ def verify_forecast(
         except TooFewFramesError:  # its own frame was replaced by a bad one since
             return None
         forecasts[name] = baseline.predict(past.frames, lead_times)
-    values = xr.concat(
-        [f.drop_vars(set(f.coords) - {"lead_time", "y", "x"}) for f in forecasts.values()],
-        dim=pd.Index(list(forecasts), name="forecaster", dtype=object),
-        join="override",
-        coords="minimal",
-        compat="override",
-    )
-    return contingency(
-        values, observed, settings.thresholds_mm_h, valid=values.notnull().all("forecaster")
-    )
+    fields = {
+        name: forecast.drop_vars(set(forecast.coords) - {"lead_time", "y", "x"})
+        for name, forecast in forecasts.items()
+    }
+    valid = reduce(and_, [field.notnull() for field in fields.values()])
+    sums = [
+        contingency(field, observed, settings.thresholds_mm_h, valid) for field in fields.values()
+    ]
+    return xr.concat(sums, pd.Index(list(fields), name="forecaster", dtype=object))

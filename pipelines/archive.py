@@ -236,9 +236,11 @@ class Archive:
             attrs={"units": "mm h-1", "standard_name": "rainfall_rate", "grid_mapping": "crs"},
         )
 
-    def read_crop(self, first: int, length: int, y: slice, x: slice) -> NDArray[np.float32]:
-        """`length` successive slots from slot `first`, cropped: (time, y, x) float32 mm/h."""
-        return unpack(np.asarray(self._array("rain_rate")[first : first + length, y, x]))
+    def read_stored(
+        self, slots: slice, y: slice = slice(None), x: slice = slice(None)
+    ) -> NDArray[np.uint16]:
+        """Stored integers (time, y, x) of successive slots, committed or not, cropped."""
+        return np.asarray(self._array("rain_rate")[slots, y, x])
 
     # Status ------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.archive import Archive, open_archive
 from pipelines.errors import SquallError
 from pipelines.times import format_duration, time_text
+from pipelines.units import unpack
 
 LEAST_ACCEPTANCE = 1e-4
 RAIN_ACCEPTANCE = 0.1
@@ -54,13 +55,19 @@ class SampleIndex:
     def __len__(self) -> int:
         return len(self.first)
 
+    def window(self, sample: int) -> tuple[slice, slice, slice]:
+        """Slots, rows and columns of one sample."""
+        first, y, x = int(self.first[sample]), int(self.y[sample]), int(self.x[sample])
+        size = self.shape.crop
+        return slice(first, first + self.shape.frames), slice(y, y + size), slice(x, x + size)
+
     def read(self, archive: Archive, sample: int) -> NDArray[np.float32]:
         """One sample: (time, y, x) float32 mm/h, NaN where not observed."""
-        y, x = int(self.y[sample]), int(self.x[sample])
-        size = self.shape.crop
-        return archive.read_crop(
-            int(self.first[sample]), self.shape.frames, slice(y, y + size), slice(x, x + size)
-        )
+        return unpack(archive.read_stored(*self.window(sample)))
+
+    def slots(self) -> slice:
+        """All slots that any sample uses, and those between."""
+        return slice(int(self.first.min()), int(self.first.max()) + self.shape.frames)
 
 
 def complete_init_times(

@@ -15,6 +15,7 @@ A score whose denominator is zero is NaN. Only pixels observed and forecast by e
 from collections.abc import Iterable
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from pipelines import storage
@@ -56,25 +57,28 @@ def contingency(
     if valid is not None:
         both = both & valid
     error = (forecast.astype("f8") - observed.astype("f8")).where(both, 0.0)
-    threshold = xr.DataArray(np.asarray(list(thresholds_mm_h), "f8"), dims="threshold")
-    threshold = threshold.assign_coords(threshold=threshold)
-    threshold["threshold"].attrs["units"] = "mm h-1"
+    pixels = both.sum(("y", "x"))
     # In single precision, in which 0.7 mm/h is 0.7 mm/h whether read by xarray or by us.
-    forecast_event, observed_event = (
-        field.astype("f4") >= threshold.astype("f4") for field in (forecast, observed)
+    forecast, observed = forecast.astype("f4"), observed.astype("f4")
+    thresholds = [float(threshold) for threshold in thresholds_mm_h]
+    events = []
+    for threshold in thresholds:  # one at a time: all at once would take five times the memory
+        forecast_event = (forecast >= np.float32(threshold)) & both
+        observed_event = (observed >= np.float32(threshold)) & both
+        hits = (forecast_event & observed_event).sum(("y", "x"))
+        misses = observed_event.sum(("y", "x")) - hits
+        false_alarms = forecast_event.sum(("y", "x")) - hits
+        correct_negatives = pixels - hits - misses - false_alarms
+        counts = (hits, misses, false_alarms, correct_negatives)
+        events.append(xr.Dataset(dict(zip(SUMS[:4], counts, strict=True))))
+    dataset = xr.concat(events, pd.Index(thresholds, name="threshold")).assign(
+        squared_error=(error**2).sum(("y", "x")),
+        absolute_error=abs(error).sum(("y", "x")),
+        pixels=pixels,
     )
-    events = {
-        "hits": forecast_event & observed_event,
-        "misses": ~forecast_event & observed_event,
-        "false_alarms": forecast_event & ~observed_event,
-        "correct_negatives": ~forecast_event & ~observed_event,
-    }
-    sums = {name: (event & both).sum(("y", "x")) for name, event in events.items()}
-    sums["squared_error"] = (error**2).sum(("y", "x"))
-    sums["absolute_error"] = abs(error).sum(("y", "x"))
-    sums["pixels"] = both.sum(("y", "x"))
-    dataset = xr.Dataset({name: sums[name].astype("f8") for name in SUMS}).drop_attrs()
-    return dataset.drop_vars(set(dataset.coords) - set(dataset.dims))
+    dataset = dataset.drop_vars(set(dataset.coords) - set(dataset.dims)).astype("f8").drop_attrs()
+    dataset["threshold"].attrs["units"] = "mm h-1"
+    return dataset[list(SUMS)].transpose(..., "threshold")
 
 
 def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:

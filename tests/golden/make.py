@@ -1,0 +1,77 @@
+"""Writes the golden stores beside this file: what Squall published must open for ever.
+
+Run it only when the format changes on purpose, and keep the old stores beside the new ones:
+
+    python tests/golden/make.py
+"""
+
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+
+from models.baselines import Persistence
+from models.prediction import NowcastSettings, make_nowcast
+from pipelines import forecasts, storage
+from pipelines.archive import Archive, ManifestRow, Status, archive_url, create
+from pipelines.grid import Grid
+from pipelines.sources.synthetic import PROJECTION
+from pipelines.units import pack
+
+PRODUCT = "golden"
+START = pd.Timestamp("2024-06-01T05:00")
+TIMESTEP = pd.Timedelta("5min")
+MADE = pd.Timestamp("2024-06-01T05:10")
+
+
+def field(slot: int) -> np.ndarray:
+    """(8, 8) mm/h: (100·slot + 8·y + x) / 100, the first pixel not observed, the last the most."""
+    values = (100.0 * slot + np.arange(64)) / 100
+    values[0], values[-1] = np.nan, 655.34
+    return values.reshape(8, 8)
+
+
+def make(root: str) -> Archive:
+    """An archive with an ok, a late, a missing and a bad slot, and a forecast of the late one."""
+    grid = Grid.from_corner(PROJECTION, -8000.0, 8000.0, (2000.0, 2000.0), (8, 8))
+    url = archive_url(root, PRODUCT)
+    attrs = {"source": "golden", "license": "CC0-1.0"}
+    archive = create(url, grid, START, START + 3 * TIMESTEP, TIMESTEP, attrs)
+    outcomes = {0: Status.OK, 1: Status.LATE, 3: Status.BAD}
+    for slot in (0, 1):
+        archive.write_frame(archive.times[slot], pack(field(slot))[0])
+    rows = [
+        ManifestRow(
+            valid_time=f"{archive.times[slot].isoformat()}Z",
+            outcome=status.name.lower(),
+            key=f"file:///radar/{slot}.h5",
+            size=100 + slot,
+            received="2024-06-01T05:10:00Z",
+            sha256=f"{slot:064x}",
+            source="odim",
+            decoder="odim/1 h5py/3.11.0",
+            ingested="2024-06-01T05:10:01Z",
+            observed_fraction=None if status == Status.BAD else 0.9844,
+            error="unreadable HDF5 file" if status == Status.BAD else None,
+        )
+        for slot, status in outcomes.items()
+    ]
+    archive.commit(rows, {archive.times[slot]: status for slot, status in outcomes.items()})
+    nowcast = make_nowcast(
+        archive, Persistence(), archive.times[1], NowcastSettings(lead_time="15min")
+    )
+    with patch.object(forecasts, "now", lambda: MADE):
+        forecasts.publish(root, PRODUCT, nowcast.assign_attrs(radar_age_seconds=300.0))
+    return archive
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parent
+    for name in ("archive", "forecasts"):
+        storage.remove(str(folder / name))
+    make(str(folder))
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    sys.stdout.write(f"{len(files)} files, {size} bytes\n")

@@ -1,0 +1,36 @@
+"""Pictures: a PNG for any sky."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from pipelines.pictures import forecast_picture, frame_picture
+
+LEAD_TIMES = pd.timedelta_range("5min", periods=3, freq="5min")
+SKIES = {"rain": 5.0, "dry": 0.0, "nothing seen": np.nan}
+
+
+def forecast_of(rain_rate, grid):
+    values = np.full((3, *grid.shape), rain_rate, np.float32)
+    values[:, 0] = np.nan
+    coords = {"lead_time": LEAD_TIMES, "init_time": np.datetime64("2024-06-01T05:00")}
+    return xr.DataArray(values, grid.coords(lonlat=False) | coords, ("lead_time", "y", "x"))
+
+
+def size_of(png):
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    return int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+
+
+@pytest.mark.parametrize("sky", SKIES)
+def test_a_frame_of_any_sky_becomes_a_picture(grid, sky):
+    width, height = size_of(frame_picture(forecast_of(SKIES[sky], grid)[0], "title"))
+    assert min(width, height) > 300
+
+
+@pytest.mark.parametrize(("sky", "came"), [("rain", 0), ("rain", 2), ("nothing seen", 3)])
+def test_a_forecast_becomes_a_picture_before_and_after_it_was_observed(grid, sky, came):
+    forecast = forecast_of(SKIES[sky], grid)
+    width, height = size_of(forecast_picture(forecast, forecast[:came], "title", columns=2))
+    assert min(width, height) > 300

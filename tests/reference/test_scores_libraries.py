@@ -1,0 +1,122 @@
+"""Scores and units against the `scores` library and pysteps, on random fields with gaps."""
+
+import contextlib
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from pipelines.scores import contingency, merge, scores
+from pipelines.units import ZRRelation, rain_rate_from_reflectivity
+
+THRESHOLDS_MM_H = [0.55, 2.05, 5.05]  # between the values: pysteps' event is above its threshold
+
+
+def quietly_import_pysteps():
+    with contextlib.redirect_stdout(io.StringIO()):
+        from pysteps.utils import conversion
+        from pysteps.verification.detcatscores import det_cat_fct
+        from pysteps.verification.detcontscores import det_cont_fct
+    return conversion, det_cat_fct, det_cont_fct
+
+
+@pytest.fixture(scope="module")
+def fields():
+    """Forecast and observed (lead_time, y, x), a tenth of either missing."""
+    rng = np.random.default_rng(0)
+    forecast = rng.gamma(0.6, 4.0, (3, 20, 30)).round(1)
+    observed = (forecast * rng.uniform(0.2, 1.8, forecast.shape)).round(1)
+    forecast[rng.random(forecast.shape) < 0.1] = np.nan
+    observed[rng.random(forecast.shape) < 0.1] = np.nan
+    coords = {"lead_time": pd.to_timedelta([5, 10, 15], unit="min")}
+    dims = ("lead_time", "y", "x")
+    return xr.DataArray(forecast, coords, dims), xr.DataArray(observed, coords, dims)
+
+
+def known_pixels(fields):
+    """Per lead time only the pixels known in both: to pysteps a missing one is no event."""
+    forecast, observed = (field.values for field in fields)
+    known = np.isfinite(forecast) & np.isfinite(observed)
+    return [[field[k][known[k]] for k in range(len(known))] for field in (forecast, observed)]
+
+
+@pytest.fixture(scope="module")
+def ours(fields):
+    return scores(contingency(*fields, THRESHOLDS_MM_H))
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS_MM_H)
+def test_csi_pod_and_far_are_those_of_the_scores_library(fields, ours, threshold):
+    categorical = pytest.importorskip("scores.categorical")
+    events = categorical.ThresholdEventOperator()
+    manager = events.make_contingency_manager(*fields, event_threshold=threshold)
+    table = manager.transform(preserve_dims=["lead_time"])
+    for name, expected in {
+        "csi": table.critical_success_index(),
+        "pod": table.probability_of_detection(),
+        "far": table.false_alarm_ratio(),
+    }.items():
+        np.testing.assert_allclose(ours[name].sel(threshold=threshold), expected, rtol=1e-12)
+
+
+def test_mse_and_mae_are_those_of_the_scores_library(fields, ours):
+    continuous = pytest.importorskip("scores.continuous")
+    for name in ("mse", "mae"):
+        expected = getattr(continuous, name)(*fields, preserve_dims=["lead_time"])
+        np.testing.assert_allclose(ours[name], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("threshold", THRESHOLDS_MM_H)
+def test_csi_pod_and_far_are_those_of_pysteps(fields, ours, threshold):
+    _, det_cat_fct, _ = quietly_import_pysteps()
+    for number, (forecast, observed) in enumerate(zip(*known_pixels(fields), strict=True)):
+        expected = det_cat_fct(forecast, observed, threshold, ["CSI", "POD", "FAR"])
+        for name in ("csi", "pod", "far"):
+            got = float(ours[name].sel(threshold=threshold)[number])
+            assert got == pytest.approx(float(expected[name.upper()]), rel=1e-12)
+
+
+def test_mse_and_mae_are_those_of_pysteps(fields, ours):
+    *_, det_cont_fct = quietly_import_pysteps()
+    for number, (forecast, observed) in enumerate(zip(*known_pixels(fields), strict=True)):
+        expected = det_cont_fct(forecast, observed, ["MSE", "MAE"])
+        for name in ("mse", "mae"):
+            assert float(ours[name][number]) == pytest.approx(expected[name.upper()], rel=1e-12)
+
+
+def test_merged_scores_are_those_of_the_scores_library_on_everything_at_once(fields):
+    categorical = pytest.importorskip("scores.categorical")
+    forecast, observed = fields
+    parts = [
+        contingency(f, o, THRESHOLDS_MM_H).expand_dims(init_time=[0]).sum("init_time")
+        for f, o in (
+            (forecast.isel(x=part), observed.isel(x=part))
+            for part in (slice(0, 7), slice(7, 8), slice(8, 30))
+        )
+    ]
+    got = scores(merge(parts))["csi"]
+    for threshold in THRESHOLDS_MM_H:
+        events = categorical.ThresholdEventOperator()
+        manager = events.make_contingency_manager(*fields, event_threshold=threshold)
+        expected = manager.transform(preserve_dims=["lead_time"]).critical_success_index()
+        np.testing.assert_allclose(got.sel(threshold=threshold), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [(200.0, 1.6), (300.0, 1.4), (316.0, 1.5)])
+def test_the_zr_relation_is_that_of_pysteps(a, b):
+    conversion, *_ = quietly_import_pysteps()
+    reflectivity = np.linspace(5.0, 60.0, 56).reshape(7, 8)
+    metadata = {
+        "transform": "dB",
+        "unit": "dBZ",
+        "accutime": 5,
+        "threshold": -10.0,
+        "zerovalue": -15.0,
+        "zr_a": a,
+        "zr_b": b,
+    }
+    expected, _ = conversion.to_rainrate(reflectivity, metadata)
+    got = rain_rate_from_reflectivity(reflectivity, ZRRelation("any", a, b))
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
