@@ -28,21 +28,23 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# torch is named by hand: what a machine needs (CPU or which CUDA) is not ours to lock.
+# torch is named by hand: what a machine needs (CPU or which CUDA) is not ours to lock. pip installs
+# it, from wherever pip is told to look on this machine; uv the rest, in a fifth of pip's time.
 $(READY): pyproject.toml constraints.txt
+	@echo "making $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25"
-	$(BIN)/python -m pip install --quiet "$(TORCH)" -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -c constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
 # Writes constraints.txt anew from what pyproject.toml admits today.
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet --upgrade "pip>=25"
 	.venv-lock/bin/python -m pip install --quiet "$(TORCH)" -e ".[dev,s3]"
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
-		| grep -Ev '^(torch|triton|nvidia-|cuda-|squall)' > constraints.txt
+		| grep -Ev '^(torch|triton|uv|nvidia-|cuda-|squall)' > constraints.txt
 	rm -rf .venv-lock
 
 clean:

@@ -38,8 +38,9 @@ SYNTHETIC: dict[str, Any] = {
         "past": "20min",
         "future": "30min",
         "crop": 64,
-        "epochs": 5,
+        "epochs": 6,
         "samples_per_epoch": 128,
+        "batch_size": 4,
     },
     "nowcast": {"lead_time": "30min"},
 }
@@ -47,9 +48,9 @@ SYNTHETIC: dict[str, Any] = {
 
 REAL: dict[str, Any] = {
     "train": {
-        "crop": 96,
+        "crop": 64,
         "epochs": 10,
-        "samples_per_epoch": 96,
+        "samples_per_epoch": 192,
         "batch_size": 4,
     }
 }

@@ -17,6 +17,7 @@ from models.training import (
     batches,
     draw,
     evaluate,
+    learning_rate,
     network_input,
     train_step,
 )
@@ -103,6 +104,27 @@ def test_batches_hold_their_samples_in_order(dataset):
         seen = observed[k, :, 0]
         torch.testing.assert_close(future[k, :, 0][seen], LOG.encode(sequence[3:][seen]))
     assert future.isfinite().all()
+
+
+def test_samples_are_the_same_from_memory_and_from_the_store(dataset):
+    stored = SequenceDataset(dataset.archive, dataset.index, memory_bytes=0)
+    for sample in (0, 5, len(dataset) - 1):
+        torch.testing.assert_close(dataset[sample], stored[sample], equal_nan=True, rtol=0, atol=0)
+        expected = torch.from_numpy(dataset.index.read(dataset.archive, sample))
+        torch.testing.assert_close(dataset[sample], expected, equal_nan=True, rtol=0, atol=0)
+
+
+def test_the_learning_rate_falls_along_half_a_cosine():
+    settings = TrainSettings(epochs=4, learning_rate=0.1)
+    rates = [learning_rate(settings, epoch) for epoch in range(4)]
+    assert rates == pytest.approx([0.1, 0.1 * (1 + 0.5**0.5) / 2, 0.05, 0.1 * (1 - 0.5**0.5) / 2])
+
+
+def test_an_epoch_is_trained_at_its_own_learning_rate(dataset):
+    one = learner()
+    list(one.epoch(5, dataset))
+    (group,) = one.optimiser.param_groups
+    assert group["lr"] == learning_rate(SETTINGS, 5) < SETTINGS.learning_rate
 
 
 def test_a_draw_follows_from_its_seed(dataset):

@@ -361,6 +361,16 @@ def test_a_bad_file_never_replaces_a_good_frame(place, send, fields, name):
     np.testing.assert_array_equal(place.frame(TIMES[0]), fields[0])
 
 
+def test_a_bad_file_leaves_a_good_frames_status_even_without_its_manifest(place, send, fields):
+    send(place.folder, TIMES[0], fields[0])
+    place.ingest()
+    storage.remove(place.url.replace(".zarr", ".manifest"))
+    (place.folder / "radar_202406010000.h5").unlink()
+    send(place.folder, TIMES[0], fields[1], name="_again", after="3min", keep=0.5)
+    place.ingest()
+    assert place.archive.status()[TIMES[0]] == Status.OK
+
+
 def test_a_good_file_replaces_a_bad_one(place, send, fields):
     send(place.folder, TIMES[0], fields[0])
     send(place.folder, TIMES[1], fields[1], keep=0.5)
