@@ -263,6 +263,14 @@ def test_what_else_lies_in_the_folder_is_no_forecast(root, make, tmp_path):
     assert list(published_init_times(root, "test")) == [INIT_TIME]
 
 
+def test_lead_times_are_stored_in_seconds(root, make):
+    url = publish(root, "test", make())
+    stored = xr.open_zarr(url, decode_timedelta=False, decode_times=False)
+    assert stored["lead_time"].attrs["units"] == "seconds"
+    assert stored["lead_time"].values.tolist() == [300, 600, 900]
+    assert stored["init_time"].attrs["units"] == "seconds since 1970-01-01"
+
+
 def test_chunks_are_one_lead_time_each(root, make):
     url = publish(root, "test", make())
     metadata = json.loads(storage.read_bytes(f"{url}/rain_rate/zarr.json"))
