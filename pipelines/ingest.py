@@ -93,7 +93,7 @@ class SlotResult:
     """What became of the files of one valid time.
 
     `rows` are the manifest rows that are new or changed; `fits` says whether any file read now is a
-    frame of this archive, `wrong_grid` whether any has another grid.
+    frame of this archive, `wrong_grid` the other grid that any has.
     """
 
     time: pd.Timestamp
@@ -101,7 +101,7 @@ class SlotResult:
     status: Status
     written: bool
     fits: bool
-    wrong_grid: bool
+    wrong_grid: str | None
 
 
 def arrival(file: FrameFile, history_after: pd.Timedelta) -> pd.Timestamp:
@@ -142,7 +142,7 @@ def ingest(
     todo, previous = _plan(archive, files, source.decoder)
     report.settled = len(files) - sum(len(group) for group in todo)
     if todo:
-        archive.extend(_axis_end(max(group[0].valid_time for group in todo)))
+        archive.extend(_axis_end(_newest(group[0].valid_time for group in todo)))
         listed = {file.url for file in files}
         rows = [row for known in previous.values() for row in known]
         fits = any(row.outcome != "bad" and row.key in listed for row in rows)
@@ -177,10 +177,16 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
         url,
         grid,
         start,
-        _axis_end(times[-1]),
+        _axis_end(_newest(times)),
         timestep,
         {"source": source.title, "license": source.licence},
     )
+
+
+def _newest(times: Iterable[pd.Timestamp]) -> pd.Timestamp:
+    """The newest time that can be true: a file misnamed into the future must not grow the axis."""
+    times = list(times)
+    return max((time for time in times if time <= now() + pd.Timedelta("1D")), default=min(times))
 
 
 def _axis_end(time: pd.Timestamp) -> pd.Timestamp:
@@ -247,7 +253,7 @@ def _run(
     """Read what is to do and commit it. `fits`: whether a file listed with it is a frame here."""
     existing = bool(previous) or len(archive.usable_times()) > 0
     pending: list[SlotResult] = []
-    wrong_grid = False
+    wrong_grid: str | None = None
     current = archive.status()
     tasks = [
         (archive.url, settings, group, previous.get(time_text(group[0].valid_time), []))
@@ -260,7 +266,7 @@ def _run(
         for result in results:
             shown.update()
             pending.append(result)
-            wrong_grid |= result.wrong_grid
+            wrong_grid = wrong_grid or result.wrong_grid
             fits |= result.fits
             if len(pending) >= COMMIT_FRAMES:
                 _commit(archive, pending, current, report)
@@ -271,7 +277,7 @@ def _run(
     if existing and wrong_grid and not fits:
         raise GridMismatchError(
             f"every frame has another grid than the archive {storage.display(archive.url)}",
-            found=report.errors[-1],
+            found=wrong_grid,
             expected=str(archive.grid),
             remedy="name another product (--product), or the location that belongs to this one",
         )
@@ -312,7 +318,7 @@ def ingest_slot(
     time = files[0].valid_time
     rows = {(row.key, row.sha256): row for row in previous}
     decoded: dict[str, NDArray[np.uint16]] = {}
-    wrong_grid = False
+    wrong_grid: str | None = None
     for file in files:
         content = storage.read_bytes(file.url)
         row = _row(file, content, settings)
@@ -320,7 +326,7 @@ def ingest_slot(
             decoded[row.sha256], clipped, observed = _decode(content, file, archive, settings)
             row = replace(row, clipped=clipped, observed_fraction=round(observed, 4))
         except FrameError as error:
-            wrong_grid |= isinstance(error, GridMismatchError)
+            wrong_grid = str(error.found) if isinstance(error, GridMismatchError) else wrong_grid
             row = replace(row, outcome="bad", error=str(error))
         rows[row.key, row.sha256] = row
     settled = _settle(list(rows.values()), settings)
