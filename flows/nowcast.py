@@ -81,7 +81,9 @@ def nowcast(
             log.warning("nothing was ingested: %s", error)
     archive = Archive(url)
     if since is not None or until is not None:
-        init_times = period(archive, since, until)
+        init_times = archive.usable_times(
+            utc(since) if since else None, utc(until) if until else None
+        )
     else:
         init_times = pending(archive, settings.root, settings.product, settings.nowcast)
     report = NowcastReport()
@@ -142,16 +144,6 @@ def pending(
         return times
     recent = times[times > times[-1] - pd.Timedelta(settings.catch_up)][::-1]
     return recent[[not is_published(root, product, time) for time in recent]]
-
-
-def period(
-    archive: Archive, since: dt.datetime | None, until: dt.datetime | None
-) -> pd.DatetimeIndex:
-    """The frames of a period, oldest first."""
-    times = archive.usable_times()
-    first = utc(since) if since else times[0]
-    last = utc(until) if until else times[-1]
-    return times[(times >= first) & (times <= last)]
 
 
 def picture_of(root: str, product: str, init_time: pd.Timestamp) -> bytes:

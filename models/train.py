@@ -2,8 +2,6 @@
 
 import logging
 
-import pandas as pd
-
 from models import registry
 from models.ray_training import fit
 from models.training import TrainSettings
@@ -24,11 +22,10 @@ def train_model(
     """
     archive = Archive(archive_url)
     shape = settings.sequence_shape(archive)
-    times = archive.usable_times()
-    times = times[
-        (times >= (utc(settings.start) if settings.start else pd.Timestamp.min))
-        & (times <= (utc(settings.end) if settings.end else pd.Timestamp.max))
-    ]
+    times = archive.usable_times(
+        utc(settings.start) if settings.start else None,
+        utc(settings.end) if settings.end else None,
+    )
     init_times = complete_init_times(times, archive.timestep, shape)
     training_times, validation_times = split(
         init_times, archive.timestep, shape, settings.validation_fraction

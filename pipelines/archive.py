@@ -249,10 +249,13 @@ class Archive:
         stored = np.asarray(self._array("status")[: len(self.times)])
         return pd.Series(stored, index=self.times, name="status")
 
-    def usable_times(self) -> pd.DatetimeIndex:
-        """The times at which a frame is committed."""
+    def usable_times(
+        self, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    ) -> pd.DatetimeIndex:
+        """The times at which a frame is committed, from `start` to `end`, both included."""
         status = self.status()
-        return pd.DatetimeIndex(status.index[status.isin(USABLE)])
+        times = pd.DatetimeIndex(status.index[status.isin(USABLE)])
+        return times[times.slice_indexer(start, end)]
 
     def commit(self, rows: Iterable[ManifestRow], statuses: Mapping[pd.Timestamp, Status]) -> None:
         """Record what became of some files: the manifest first, then the status of their slots."""
