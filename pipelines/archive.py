@@ -34,11 +34,33 @@ from pipelines.times import time_text
 from pipelines.units import MISSING, SCALE_MM_H, unpack
 
 CHUNK = 256
-"""Rows and columns of a chunk; a frame's chunks lie in one shard."""
+"""Rows and columns of a chunk."""
 STATUS_CHUNK = 288
 """Slots per status chunk: a day of 5-minute frames."""
 TIME_CHUNK = 1 << 15
 TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "standard", "dtype": "int64"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How `rain_rate` is cut: what a write replaces as a whole, and what a read takes.
+
+    Parameters
+    ----------
+    name : "live" or "training"
+    frames : slots in a chunk, and so in a shard, which is the write unit
+    shard : rows and columns of a shard; None for the whole field
+    """
+
+    name: str
+    frames: int
+    shard: int | None
+
+
+LIVE = Layout("live", frames=1, shard=None)
+"""One object a frame: a frame that comes, or comes again, is one atomic write."""
+TRAINING = Layout("training", frames=24, shard=2 * CHUNK)
+"""Crops of many frames in few reads; written by compaction, 24 slots at a time."""
 
 
 class Status(IntEnum):
@@ -88,6 +110,7 @@ def create(
     end: pd.Timestamp,
     timestep: pd.Timedelta,
     attrs: Mapping[str, str] | None = None,
+    layout: Layout = LIVE,
 ) -> "Archive":
     """Create an empty archive with a slot for every timestep from `start` to `end`, both included.
 
@@ -96,12 +119,15 @@ def create(
     times = pd.date_range(start, end, freq=timestep, name="time")
     rows, columns = grid.shape
     chunk = min(CHUNK, rows), min(CHUNK, columns)
-    shard = tuple(-(-size // c) * c for size, c in zip(grid.shape, chunk, strict=True))
+    shard = tuple(
+        min(-(-size // c) * c, layout.shard or size + c)
+        for size, c in zip(grid.shape, chunk, strict=True)
+    )
     template = xr.Dataset(
         {
             "rain_rate": (
                 ("time", "y", "x"),
-                da.full((len(times), rows, columns), np.nan, chunks=(1, -1, -1), dtype="f4"),
+                da.full((len(times), rows, columns), np.nan, chunks=-1, dtype="f4"),
                 {
                     "standard_name": "rainfall_rate",
                     "long_name": "rain rate",
@@ -130,7 +156,8 @@ def create(
             consolidated=True,
             compute=False,
             encoding={
-                "rain_rate": PACKING | {"chunks": (1, *chunk), "shards": (1, *shard)},
+                "rain_rate": PACKING
+                | {"chunks": (layout.frames, *chunk), "shards": (layout.frames, *shard)},
                 "time": TIME_ENCODING | {"chunks": (TIME_CHUNK,)},
                 "status": {"chunks": (STATUS_CHUNK,), "fill_value": 0},
             },
@@ -193,6 +220,12 @@ class Archive:
     def timestep(self) -> pd.Timedelta:
         """The spacing of the slots."""
         return pd.Timedelta(seconds=self.group.attrs["timestep_seconds"])  # type: ignore[arg-type]
+
+    @property
+    def layout(self) -> Layout:
+        """How `rain_rate` is cut."""
+        frames = self._array("rain_rate").chunks[0]
+        return next(layout for layout in (LIVE, TRAINING) if layout.frames == frames)
 
     @cached_property
     def grid(self) -> Grid:

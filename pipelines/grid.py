@@ -1,6 +1,7 @@
 """The grid of a radar field: a projection, and the centres of its columns and rows.
 
-Rows run north to south, as radar files are written. Coordinates are metres of the projection.
+Rows run north to south, as radar files are written. Coordinates are metres of the projection; on a
+latitude-longitude grid they are degrees east and north.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ from pipelines.errors import FrameError
 
 CRS_VARIABLE = "crs"
 SAME_WITHIN_M = 1.0
-"""Two grids whose coordinates differ by less than this are the same grid."""
+SAME_WITHIN_DEGREES = 1e-6
+"""Two grids whose coordinates differ by no more than this are the same grid."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class Grid:
     Parameters
     ----------
     crs_wkt : the projection, OGC WKT 2
-    x, y : (x,) and (y,) float64, metres, centres of columns (west to east) and rows (north to
-        south)
+    x, y : (x,) and (y,) float64, metres or degrees, centres of columns (west to east) and rows
+        (north to south)
     """
 
     crs_wkt: str
@@ -38,15 +40,18 @@ class Grid:
     def from_corner(
         cls,
         crs: str | pyproj.CRS,
-        west_m: float,
-        north_m: float,
-        pixel_m: tuple[float, float],
+        west: float,
+        north: float,
+        pixel: tuple[float, float],
         shape: tuple[int, int],
     ) -> "Grid":
-        """The grid of `shape` (y, x) whose outer upper-left corner is (west_m, north_m)."""
-        dx, dy = pixel_m
-        x = west_m + dx * (np.arange(shape[1], dtype=np.float64) + 0.5)
-        y = north_m - dy * (np.arange(shape[0], dtype=np.float64) + 0.5)
+        """The grid of `shape` (y, x) whose outer upper-left corner is (west, north).
+
+        `pixel` is its width and height, all in metres or, for a geographic `crs`, degrees.
+        """
+        dx, dy = pixel
+        x = west + dx * (np.arange(shape[1], dtype=np.float64) + 0.5)
+        y = north - dy * (np.arange(shape[0], dtype=np.float64) + 0.5)
         return cls(pyproj.CRS(crs).to_wkt(), x, y)
 
     @cached_property
@@ -60,8 +65,13 @@ class Grid:
         return len(self.y), len(self.x)
 
     @property
-    def pixel_m(self) -> tuple[float, float]:
-        """Width and height of a pixel in metres."""
+    def is_geographic(self) -> bool:
+        """Whether x and y are longitude and latitude."""
+        return bool(self.crs.is_geographic)
+
+    @property
+    def pixel(self) -> tuple[float, float]:
+        """Width and height of a pixel in metres, or degrees where the grid is geographic."""
         return float(self.x[1] - self.x[0]), float(self.y[0] - self.y[1])
 
     def lonlat(
@@ -74,7 +84,7 @@ class Grid:
 
     def corners_lonlat(self) -> dict[str, tuple[float, float]]:
         """Longitude and latitude of the raster's outer corners: UL, UR, LR, LL."""
-        dx, dy = self.pixel_m
+        dx, dy = self.pixel
         west, east = self.x[0] - dx / 2, self.x[-1] + dx / 2
         north, south = self.y[0] + dy / 2, self.y[-1] - dy / 2
         x, y = np.array([west, east, east, west]), np.array([north, north, south, south])
@@ -85,7 +95,10 @@ class Grid:
         }
 
     def coords(self, *, lonlat: bool = True) -> dict[str, Any]:
-        """CF coordinates: x, y, the CRS variable and, where wanted, 2-D lat and lon."""
+        """CF coordinates: x, y, the CRS variable and, where wanted, 2-D lat and lon.
+
+        On a geographic grid x and y are longitude and latitude already: no 2-D ones then.
+        """
         x_attrs, y_attrs, *_ = self.crs.cs_to_cf()
         if x_attrs.get("axis") == "Y":  # projections that list northing first
             x_attrs, y_attrs = y_attrs, x_attrs
@@ -94,7 +107,7 @@ class Grid:
             "x": ("x", self.x, x_attrs),
             CRS_VARIABLE: ((), np.int32(0), self.crs.to_cf() | {"spatial_ref": self.crs_wkt}),
         }
-        if lonlat:
+        if lonlat and not self.is_geographic:
             lon, lat = self.lonlat(*np.meshgrid(self.x, self.y))
             coords["lat"] = (
                 ("y", "x"),
@@ -115,23 +128,29 @@ class Grid:
         return cls(crs_wkt, np.asarray(dataset["x"].values), np.asarray(dataset["y"].values))
 
     def matches(self, other: "Grid") -> bool:
-        """Whether pixels and projection are the same (within a metre)."""
+        """Whether pixels and projection are the same, within a metre or 1e-6 degrees."""
+        near = SAME_WITHIN_DEGREES if self.is_geographic else SAME_WITHIN_M
         return (
             self.shape == other.shape
-            and np.allclose(self.x, other.x, rtol=0, atol=SAME_WITHIN_M)
-            and np.allclose(self.y, other.y, rtol=0, atol=SAME_WITHIN_M)
+            and np.allclose(self.x, other.x, rtol=0, atol=near)
+            and np.allclose(self.y, other.y, rtol=0, atol=near)
             and (self.crs_wkt == other.crs_wkt or self.crs.equals(other.crs))
         )
 
     def __str__(self) -> str:
-        method = (
-            (self.crs.coordinate_operation or self.crs).name if self.crs.is_projected else "lat/lon"
-        )
+        dx, dy = self.pixel
+        west, north = self.x[0] - dx / 2, self.y[0] + dy / 2
+        rows, columns = self.shape
+        if self.is_geographic:
+            return (
+                f"{rows}×{columns} pixels of {dy:g}×{dx:g}° "
+                f"(lat/lon, upper left {west:g}°E, {north:g}°N)"
+            )
+        method = (self.crs.coordinate_operation or self.crs).name
         if method == "unknown":
             method = self.crs.to_cf().get("grid_mapping_name", "unknown projection")
-        dx, dy = self.pixel_m
-        ul = f"upper left {self.x[0] - dx / 2:.0f}, {self.y[0] + dy / 2:.0f} m"
-        return f"{self.shape[0]}×{self.shape[1]} pixels of {dy:.0f}×{dx:.0f} m ({method}, {ul})"
+        upper_left = f"upper left {west:.0f}, {north:.0f} m"
+        return f"{rows}×{columns} pixels of {dy:.0f}×{dx:.0f} m ({method}, {upper_left})"
 
 
 def snap(coordinate_m: float, pixel_m: float) -> float:

@@ -28,7 +28,7 @@ def frame_picture(frame: xr.DataArray, title: str) -> bytes:
     grid = Grid.of(frame)
     _draw(axes, frame, grid, _window(frame, grid))
     axes.set_title(title)
-    _label(axes, left=True, bottom=True)
+    _label(axes, grid, left=True, bottom=True)
     _colour_bar(figure, [axes])
     return _png(figure)
 
@@ -64,8 +64,8 @@ def forecast_picture(
         upper.set_title(
             f"+{format_duration(lead_time)}  ({init_time + lead_time:%H:%M} UTC)", fontsize=10
         )
-        _label(upper, left=column == 0, bottom=False)
-        _label(lower, left=column == 0, bottom=True)
+        _label(upper, grid, left=column == 0, bottom=False)
+        _label(lower, grid, left=column == 0, bottom=True)
     for axis, name in zip(axes[:, 0], ("observed", "forecast"), strict=True):
         axis.set_ylabel(f"{name}\n{axis.get_ylabel()}", fontsize=10)
     figure.suptitle(title, fontsize=12)
@@ -74,23 +74,29 @@ def forecast_picture(
 
 
 Window = tuple[float, float, float, float]
-"""West, east, south and north edge of what is shown, in km."""
+"""West, east, south and north edge of what is shown, in km (degrees on a geographic grid)."""
+
+
+def _axis_unit(grid: Grid) -> float:
+    """How much of the grid's coordinates is one on the axes: a kilometre, or a degree."""
+    return 1.0 if grid.is_geographic else 1000.0
 
 
 def _window(field: xr.DataArray, grid: Grid) -> Window:
     """The part of the grid that has values, with a margin; the whole grid where none has."""
     seen = field.notnull().any([dim for dim in field.dims if dim not in ("y", "x")])
-    y = grid.y[seen.any("x").values] / 1000 if seen.any() else grid.y / 1000
-    x = grid.x[seen.any("y").values] / 1000 if seen.any() else grid.x / 1000
+    y = (grid.y[seen.any("x").values] if seen.any() else grid.y) / _axis_unit(grid)
+    x = (grid.x[seen.any("y").values] if seen.any() else grid.x) / _axis_unit(grid)
     margin = 0.04 * max(np.ptp(x), np.ptp(y))
     return x.min() - margin, x.max() + margin, y.min() - margin, y.max() + margin
 
 
 def _draw(axes: Axes, frame: xr.DataArray, grid: Grid, window: Window) -> None:
     """One map: rain rate over grey (not observed) and white (dry), with a lat/lon graticule."""
-    dx, dy = grid.pixel_m
-    x, y = grid.x / 1000, grid.y / 1000
-    extent = (x[0] - dx / 2000, x[-1] + dx / 2000, y[-1] - dy / 2000, y[0] + dy / 2000)
+    unit = _axis_unit(grid)
+    dx, dy = (size / unit for size in grid.pixel)
+    x, y = grid.x / unit, grid.y / unit
+    extent = (x[0] - dx / 2, x[-1] + dx / 2, y[-1] - dy / 2, y[0] + dy / 2)
     colours, norm = _colours()
     axes.set_facecolor(NOT_OBSERVED)
     axes.imshow(
@@ -102,13 +108,13 @@ def _draw(axes: Axes, frame: xr.DataArray, grid: Grid, window: Window) -> None:
     )
     west, east, south, north = window
     x, y = np.linspace(west, east, 60), np.linspace(south, north, 60)
-    lon, lat = grid.lonlat(*np.meshgrid(x * 1000, y * 1000))
-    for field, unit in ((lon, "°E"), (lat, "°N")):
+    lon, lat = grid.lonlat(*np.meshgrid(x * unit, y * unit))
+    for field, degrees in ((lon, "°E"), (lat, "°N")):
         spacing = _graticule_spacing(float(np.ptp(field)))
         levels = np.arange(np.ceil(field.min() / spacing), field.max() / spacing) * spacing
         if np.all(np.isfinite(field)) and len(levels):
             lines = axes.contour(x, y, field, levels=levels, colors="#555555", linewidths=0.4)
-            axes.clabel(lines, fmt=lambda v, unit=unit: f"{v:g}{unit}", fontsize=6)
+            axes.clabel(lines, fmt=lambda v, degrees=degrees: f"{v:g}{degrees}", fontsize=6)
     axes.set_aspect("equal")
     axes.set_xlim(west, east)
     axes.set_ylim(south, north)
@@ -137,12 +143,12 @@ def _colour_bar(figure: Figure, axes: list[Axes]) -> None:
     bar.set_label("rain rate (mm/h); white: dry, grey: not observed")
 
 
-def _label(axes: Axes, *, left: bool, bottom: bool) -> None:
+def _label(axes: Axes, grid: Grid, *, left: bool, bottom: bool) -> None:
     axes.tick_params(labelsize=7, labelleft=left, labelbottom=bottom)
     if left:
-        axes.set_ylabel("northing (km)", fontsize=8)
+        axes.set_ylabel("latitude (°N)" if grid.is_geographic else "northing (km)", fontsize=8)
     if bottom:
-        axes.set_xlabel("easting (km)", fontsize=8)
+        axes.set_xlabel("longitude (°E)" if grid.is_geographic else "easting (km)", fontsize=8)
 
 
 def _png(figure: Figure) -> bytes:

@@ -110,8 +110,8 @@ def _grid(file: object) -> Grid:
     shape = int(number(attrs["geo_number_rows"])), int(number(attrs["geo_number_columns"]))
     return Grid.from_corner(
         crs,
-        west_m=west_km * 1000,
-        north_m=north_km * 1000,
-        pixel_m=(pixel_km[0] * 1000, pixel_km[1] * 1000),
+        west=west_km * 1000,
+        north=north_km * 1000,
+        pixel=(pixel_km[0] * 1000, pixel_km[1] * 1000),
         shape=shape,
     )

@@ -165,8 +165,8 @@ def _grid(attrs: dict[str, Any]) -> Grid:
     pixel_m = number(attrs["xscale"]), number(attrs["yscale"])
     return Grid.from_corner(
         crs,
-        west_m=snap(west, pixel_m[0]),
-        north_m=snap(north, pixel_m[1]),
-        pixel_m=pixel_m,
+        west=snap(west, pixel_m[0]),
+        north=snap(north, pixel_m[1]),
+        pixel=pixel_m,
         shape=(int(number(attrs["ysize"])), int(number(attrs["xsize"]))),
     )

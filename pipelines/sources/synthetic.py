@@ -162,7 +162,7 @@ def odim_composite(
                 "source": np.bytes_("ORG:0,CMT:squall synthetic"),
             }
         )
-        dx, dy = grid.pixel_m
+        dx, dy = grid.pixel
         file.create_group("where").attrs.update(
             {
                 "projdef": np.bytes_(projection),

@@ -19,7 +19,7 @@ def test_a_corner_and_a_pixel_size_give_the_pixel_centres():
     assert grid.x.tolist() == [-2000.0, 0.0, 2000.0]
     assert grid.y.tolist() == [1500.0, 500.0, -500.0, -1500.0]
     assert grid.shape == (4, 3)
-    assert grid.pixel_m == (2000.0, 1000.0)
+    assert grid.pixel == (2000.0, 1000.0)
 
 
 def test_the_projection_centre_is_where_its_definition_says(grid):

@@ -34,7 +34,7 @@ def test_nimbus_values_are_those_of_pysteps(radar_data):
     np.testing.assert_allclose(frame.values[rain], expected[rain], rtol=1e-6)
     np.testing.assert_array_equal(np.isnan(frame.values), np.isnan(expected))
     grid = Grid.of(frame)
-    dx, dy = grid.pixel_m
+    dx, dy = grid.pixel
     assert grid.x[0] - dx / 2 == pytest.approx(metadata["x1"], abs=5)
     assert grid.y[0] + dy / 2 == pytest.approx(metadata["y2"], abs=5)
 
@@ -44,7 +44,7 @@ def test_rioxarray_finds_the_archives_projection_and_corner(archive):
     rain_rate = xr.open_zarr(archive.url)["rain_rate"]
     assert rain_rate.rio.crs.to_dict()["proj"] == "laea"
     west, _, _, north = rain_rate.rio.bounds()
-    dx, dy = archive.grid.pixel_m
+    dx, dy = archive.grid.pixel
     assert west == pytest.approx(archive.grid.x[0] - dx / 2)
     assert north == pytest.approx(archive.grid.y[0] + dy / 2)
     assert rain_rate.rio.resolution() == (dx, -dy)
