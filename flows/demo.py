@@ -20,10 +20,11 @@ from flows.tasks import publish_picture
 from flows.train import train
 from flows.verify import VerifyReport, verify
 from pipelines import storage
-from pipelines.archive import Archive, Status, archive_url, read_manifest
+from pipelines.archive import Archive, Status, archive_url
 from pipelines.errors import NoFramesError, SquallError
 from pipelines.forecasts import forecast_url, published_init_times
 from pipelines.ingest import arrival
+from pipelines.manifest import read_manifest
 from pipelines.progress import bar
 from pipelines.sources import FrameFile, get_source
 from pipelines.sources.synthetic import SyntheticRadar, write_archive

@@ -13,9 +13,10 @@ How it stays whole without a transaction layer
 * A manifest beside the store has a row for every file ever seen, good or bad.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -26,10 +27,14 @@ import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipelines import storage
+from pipelines.axis import lengthen
 from pipelines.errors import NotFoundError, SquallError
+from pipelines.fast import fast_array
 from pipelines.grid import CRS_VARIABLE, Grid
+from pipelines.manifest import ManifestRow, write_manifest
 from pipelines.times import time_text
 from pipelines.units import MISSING, SCALE_MM_H, unpack
 
@@ -70,32 +75,11 @@ class Status(IntEnum):
     OK = 1
     LATE = 2
     BAD = 3
+    MOVED = 4
+    """Compacted into the training layout and no longer here."""
 
 
 USABLE = (Status.OK, Status.LATE)
-
-
-@dataclass(frozen=True)
-class ManifestRow:
-    """One file that was seen: where from, what it was, and what became of it.
-
-    `outcome` is ok or late (it is the archive's frame at that time), duplicate (same bytes as the
-    frame that is there), superseded (another file of that time counts instead) or bad (see
-    `error`). Times are ISO 8601 UTC. `clipped` counts pixels above 655.34 mm/h.
-    """
-
-    valid_time: str
-    outcome: str
-    key: str
-    size: int
-    received: str
-    sha256: str
-    source: str
-    decoder: str
-    ingested: str
-    observed_fraction: float | None = None
-    clipped: int = 0
-    error: str | None = None
 
 
 def archive_url(root: str, product: str) -> str:
@@ -157,7 +141,11 @@ def create(
             compute=False,
             encoding={
                 "rain_rate": PACKING
-                | {"chunks": (layout.frames, *chunk), "shards": (layout.frames, *shard)},
+                | {
+                    "chunks": (layout.frames, *chunk),
+                    "shards": (layout.frames, *shard),
+                    "compressors": (ZstdCodec(level=3), Crc32cCodec()),
+                },
                 "time": TIME_ENCODING | {"chunks": (TIME_CHUNK,)},
                 "status": {"chunks": (STATUS_CHUNK,), "fill_value": 0},
             },
@@ -195,8 +183,18 @@ class Archive:
             )
 
     @cached_property
+    def root_metadata(self) -> dict[str, Any]:
+        """The root's metadata with that of all arrays: what counts as the archive, right now."""
+        return dict(storage.read_json(storage.join(self.url, storage.ROOT_METADATA)))
+
+    @property
+    def version(self) -> str:
+        """A digest of the root's metadata: it changes with the axis."""
+        return hashlib.sha256(json.dumps(self.root_metadata).encode()).hexdigest()[:16]
+
+    @cached_property
     def group(self) -> zarr.Group:
-        """The Zarr group as it is now."""
+        """The Zarr group, as the root's metadata says."""
         return storage.open_group(self.url, mode="r+")
 
     def _array(self, name: str) -> zarr.Array:
@@ -206,14 +204,9 @@ class Archive:
 
     @cached_property
     def times(self) -> pd.DatetimeIndex:
-        """The valid time of every slot that readers know of, UTC.
-
-        The root's consolidated metadata says how many: an extension that was cut short does not
-        count, and the next one completes it.
-        """
-        root = storage.read_json(storage.join(self.url, storage.ROOT_METADATA))
-        (length,) = root["consolidated_metadata"]["metadata"]["time"]["shape"]
+        """The valid time of every slot, UTC."""
         first = pd.Timestamp(int(np.asarray(self._array("time")[0])), unit="s").as_unit("ns")
+        length = self._array("time").shape[0]
         return pd.date_range(first, periods=length, freq=self.timestep, name="time")
 
     @cached_property
@@ -248,9 +241,19 @@ class Archive:
 
     # Frames ------------------------------------------------------------------------------------
 
+    @cached_property
+    def _writable(self) -> Any:
+        array = self._array("rain_rate")
+        metadata = self.root_metadata["consolidated_metadata"]["metadata"]["rain_rate"]
+        return fast_array(storage.join(self.url, "rain_rate"), metadata) or array
+
     def write_frame(self, time: pd.Timestamp, stored: NDArray[np.uint16]) -> None:
         """Write one frame's stored integers (y, x) into its slot. The status stays as it is."""
-        self._array("rain_rate")[self.slot(time)] = stored
+        self._writable[self.slot(time)] = stored
+
+    def write_block(self, slots: slice, y: slice, x: slice, stored: NDArray[np.uint16]) -> None:
+        """Write stored integers (time, y, x) of whole write units. The status stays as it is."""
+        self._writable[slots, y, x] = stored
 
     def read_frames(self, times: pd.DatetimeIndex) -> xr.DataArray:
         """Frames (time, y, x), float32 mm/h, NaN where not observed or not committed."""
@@ -303,23 +306,25 @@ class Archive:
             block[slot - first] = status
         array[first : last + 1] = block
 
-    def extend(self, until: pd.Timestamp) -> None:
-        """Lengthen the axis so that it has a slot for `until`. Readers see the old axis or the new.
+    def extend(self, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None) -> None:
+        """Lengthen the axis so that it has slots from `start` to `end`.
 
-        Arrays grow by metadata alone; the root's consolidated metadata, by which stock readers
-        learn the shapes, is replaced last.
+        Readers see the old axis or the new one, also while this is under way: see `pipelines.axis`.
+        Earlier slots come in whole chunks of `rain_rate`.
         """
-        times = pd.date_range(self.times[0], until, freq=self.timestep, name="time")
-        if len(times) <= len(self.times):
+        first, last = self.times[0], self.times[-1]
+        before = max(0, -((start - first) // self.timestep)) if start is not None else 0
+        before = -(-before // self.layout.frames) * self.layout.frames
+        times = pd.date_range(
+            first - before * self.timestep, max(last, end or last), freq=self.timestep
+        )
+        if len(times) == len(self.times):
             return
-        for name in ("rain_rate", "status", "time"):
-            array = self._array(name)
-            array.resize((len(times), *array.shape[1:]))
+        status = np.zeros(len(times), np.uint8)
+        status[before : before + len(self.times)] = self.status()
         seconds = times.to_numpy().astype("datetime64[s]").astype(np.int64)
-        self._array("time")[len(self.times) :] = seconds[len(self.times) :]
-        with storage.consolidating():
-            zarr.consolidate_metadata(storage.zarr_store(self.url), zarr_format=3)
-        for name in ("group", "times"):
+        lengthen(self.url, self.root_metadata, seconds, status, before)
+        for name in ("root_metadata", "group", "times", "_writable"):
             self.__dict__.pop(name, None)
 
 
@@ -327,46 +332,3 @@ def open_archive(url: str) -> xr.Dataset:
     """The archive as a lazy dataset in mm/h: what ``xr.open_zarr(url)`` gives."""
     Archive(url)  # a clear error where there is none
     return xr.open_zarr(storage.zarr_store(storage.normalise(url)))
-
-
-# Manifest ----------------------------------------------------------------------------------------
-
-
-def _manifest_folder(url: str) -> str:
-    return storage.normalise(url).removesuffix(".zarr") + ".manifest"
-
-
-def read_manifest(url: str, days: Iterable[str] | None = None) -> list[ManifestRow]:
-    """The manifest rows of some days (``2010-08-26``; all by default), by valid time and key."""
-    folder = _manifest_folder(url)
-    if days is None:
-        days = [name.removesuffix(".json") for name in storage.names(folder)]
-    known = {field.name for field in fields(ManifestRow)}
-    rows = []
-    for day in days:
-        day_url = f"{folder}/{day}.json"
-        if storage.exists(day_url):
-            rows += [
-                ManifestRow(**{name: value for name, value in row.items() if name in known})
-                for row in storage.read_json(day_url)
-            ]
-    return sorted(rows, key=_row_order)
-
-
-def write_manifest(url: str, rows: Iterable[ManifestRow]) -> None:
-    """Add rows; a row with key and content of an older one replaces it.
-
-    A file that was overwritten keeps the row of what it was. One file a day, replaced whole.
-    """
-    by_day: dict[str, list[ManifestRow]] = {}
-    for row in rows:
-        by_day.setdefault(row.valid_time[:10], []).append(row)
-    for day, new in by_day.items():
-        merged = {(row.key, row.sha256): row for row in [*read_manifest(url, [day]), *new]}
-        lines = [json.dumps(asdict(row)) for row in sorted(merged.values(), key=_row_order)]
-        text = "[\n" + ",\n".join(lines) + "\n]\n"
-        storage.write_bytes(f"{_manifest_folder(url)}/{day}.json", text.encode())
-
-
-def _row_order(row: ManifestRow) -> tuple[str, str, str]:
-    return row.valid_time, row.key, row.sha256

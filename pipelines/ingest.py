@@ -18,19 +18,15 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pipelines import storage
-from pipelines.archive import (
-    Archive,
-    ManifestRow,
-    Status,
-    create,
-    read_manifest,
-)
+from pipelines.archive import Archive, Status, create
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
 from pipelines.grid import Grid
+from pipelines.lock import exclusive
+from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.progress import bar
-from pipelines.slot import IngestSettings, SlotResult, ingest_slot
+from pipelines.slot import IngestSettings, SlotResult, give_up, ingest_slot, plausible
 from pipelines.sources import FrameFile, get_source
-from pipelines.times import now, time_text, utc
+from pipelines.times import time_text, utc
 from pipelines.workers import run_parallel
 
 log = logging.getLogger(__name__)
@@ -89,15 +85,25 @@ def ingest(
             )
         files = source.find(settings.location, start, end)
     files = list(files)
+    with exclusive(archive_url):
+        return _ingest(archive_url, settings, files, progress=progress)
+
+
+def _ingest(
+    archive_url: str, settings: IngestSettings, files: list[FrameFile], *, progress: bool
+) -> IngestReport:
     report = IngestReport(archive_url, found=len(files))
     try:
         archive = Archive(archive_url)
     except NotFoundError:
         archive = _create_for(archive_url, files, settings)
-    todo, previous = _plan(archive, files, source.decoder)
+    todo, previous = _plan(archive, files, get_source(settings.source).decoder)
     report.settled = len(files) - sum(len(group) for group in todo)
     if todo:
-        archive.extend(_axis_end(_newest(group[0].valid_time for group in todo)))
+        times = [group[0].valid_time for group in todo]
+        times = [time for time in times if plausible(time, settings)]
+        if times:
+            archive.extend(_axis_start(times[0], archive), _axis_end(times[-1]))
         listed = {file.url for file in files}
         rows = [row for known in previous.values() for row in known]
         fits = any(row.outcome != "bad" and row.key in listed for row in rows)
@@ -124,6 +130,14 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
             remedy="check that the source is right (`squall sources`) and the files are whole",
         )
     times = pd.DatetimeIndex(sorted({file.valid_time for file in files}))
+    times = times[[plausible(time, settings) for time in times]]
+    if len(times) == 0:
+        raise NoFramesError(
+            f"no {source.name} frame with a plausible time",
+            found=f"{time_text(files[0].valid_time)} and the like",
+            expected=f"{time_text(utc(settings.earliest))} to now",
+            remedy="check the files' names; for older archives set ingest.earliest",
+        )
     timestep = _timestep(times, settings)
     day = times[0].floor("D")
     start = times[0] - (times[0] - day) // timestep * timestep
@@ -132,16 +146,16 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
         url,
         grid,
         start,
-        _axis_end(_newest(times)),
+        _axis_end(times[-1]),
         timestep,
         {"source": source.title, "license": source.licence},
     )
 
 
-def _newest(times: Iterable[pd.Timestamp]) -> pd.Timestamp:
-    """The newest time that can be true: a file misnamed into the future must not grow the axis."""
-    times = list(times)
-    return max((time for time in times if time <= now() + pd.Timedelta("1D")), default=min(times))
+def _axis_start(time: pd.Timestamp, archive: Archive) -> pd.Timestamp:
+    """The first slot of a day: the axis grows by whole days."""
+    first = archive.times[0]
+    return first - max(0, (first - time.floor("D")) // archive.timestep) * archive.timestep
 
 
 def _axis_end(time: pd.Timestamp) -> pd.Timestamp:
@@ -183,7 +197,8 @@ def _plan(
 
     def settled(file: FrameFile) -> bool:
         return any(
-            (row.key, row.size, row.received, row.decoder)
+            row.sha256
+            and (row.key, row.size, row.received, row.decoder)
             == (file.url, file.size, time_text(file.received), decoder)
             for row in known.get(time_text(file.valid_time), [])
         )
@@ -211,11 +226,21 @@ def _run(
     wrong_grid: str | None = None
     current = archive.status()
     tasks = [
-        (archive.url, settings, group, previous.get(time_text(group[0].valid_time), []))
+        (
+            archive.url,
+            archive.version,
+            settings,
+            group,
+            previous.get(time_text(group[0].valid_time), []),
+        )
         for group in todo
     ]
     results = run_parallel(
-        ingest_slot, tasks, workers=settings.workers, scheduler=settings.scheduler
+        ingest_slot,
+        tasks,
+        workers=settings.workers,
+        scheduler=settings.scheduler,
+        on_death=give_up,
     )
     with contextlib.closing(results), bar(len(tasks), "ingest", "frame", shown=progress) as shown:
         for result in results:

@@ -1,14 +1,17 @@
 """Many independent tasks: here, on local Dask workers, or on a Dask scheduler."""
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 INLINE_TASKS = 3
 """Up to so many tasks run in this process: starting workers would take longer."""
+AHEAD = 8
+"""Tasks handed out per worker: enough to keep it busy, however many there are in all."""
 
 
 def run_parallel(
@@ -17,17 +20,19 @@ def run_parallel(
     *,
     workers: int,
     scheduler: str | None = None,
+    on_death: Callable[..., Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Results of `function(*task)` for every task, as they come, in any order.
 
     h5py holds one lock per process, so local workers are processes of one thread each. A task is
-    tried three times; what it raises then ends the iteration. Close the iterator to end early.
+    tried three times; what it raises then ends the iteration. A task whose worker dies every time
+    gives `on_death(*task)` instead, where that is given. Close the iterator to end early.
     """
     if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
         for task in tasks:
             yield function(*task)
         return
-    from distributed import Client, LocalCluster, as_completed
+    from distributed import Client, KilledWorker, LocalCluster, as_completed
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
@@ -42,6 +47,24 @@ def run_parallel(
             client = stack.enter_context(Client(stack.enter_context(cluster)))
         else:
             client = stack.enter_context(Client(scheduler))
-        futures = [client.submit(function, *task, pure=False, retries=2) for task in tasks]
-        for _, result in as_completed(futures, with_results=True):
+        waiting = iter(tasks)
+        handed_out: dict[Any, tuple[Any, ...]] = {}
+
+        def hand_out(some: Iterable[tuple[Any, ...]]) -> list[Any]:
+            futures = [client.submit(function, *task, pure=False, retries=2) for task in some]
+            handed_out.update(zip(futures, some, strict=True))
+            return futures
+
+        count = AHEAD * sum(client.nthreads().values())
+        running = as_completed(hand_out(list(itertools.islice(waiting, count))))
+        for future in running:
+            task = handed_out.pop(future)
+            try:
+                result = future.result()
+            except KilledWorker:
+                if on_death is None:
+                    raise
+                result = on_death(*task)
+            future.release()
+            running.update(hand_out(list(itertools.islice(waiting, 1))))
             yield result

@@ -11,7 +11,7 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from pipelines.archive import Archive, Status, archive_url, create
+from pipelines.archive import LIVE, Archive, Layout, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, ingest
 from pipelines.sources.synthetic import (
@@ -112,8 +112,10 @@ def build_archive(grid: Grid) -> BuildArchive:
         grid: Grid = grid,
         start: pd.Timestamp = START,
         timestep: pd.Timedelta = TIMESTEP,
+        layout: Layout = LIVE,
     ) -> Archive:
-        archive = create(str(url), grid, start, start + timestep * (slots - 1), timestep)
+        end = start + timestep * (slots - 1)
+        archive = create(str(url), grid, start, end, timestep, layout=layout)
         for slot, field in fields.items():
             archive.write_frame(archive.times[slot], pack(field)[0])
         archive.commit([], {archive.times[slot]: Status.OK for slot in fields})

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pipelines.archive import Archive, Status, read_manifest
+from pipelines.archive import Archive, Status
 from pipelines.forecasts import open_forecasts
+from pipelines.manifest import read_manifest
 
 from .conftest import BIN, DEADLINE_S, ROOT, Prefect, clean_environment
 

@@ -15,8 +15,9 @@ import pandas as pd
 from models.baselines import Persistence
 from models.prediction import NowcastSettings, make_nowcast
 from pipelines import forecasts, storage
-from pipelines.archive import Archive, ManifestRow, Status, archive_url, create
+from pipelines.archive import Archive, Status, archive_url, create
 from pipelines.grid import Grid
+from pipelines.manifest import ManifestRow
 from pipelines.sources.synthetic import PROJECTION
 from pipelines.units import pack
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from pipelines.archive import Archive, Status, read_manifest
+from pipelines.archive import Archive, Status
 from pipelines.forecasts import latest_init_time, open_forecasts
 from pipelines.grid import Grid
+from pipelines.manifest import read_manifest
 from pipelines.sources.synthetic import PROJECTION
 
 FOLDER = Path(__file__).parent

@@ -9,23 +9,23 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-import zarr
 
 from pipelines import storage
 from pipelines.archive import (
+    LIVE,
+    TRAINING,
     Archive,
-    ManifestRow,
     Status,
     archive_url,
     create,
     open_archive,
-    read_manifest,
-    write_manifest,
 )
+from pipelines.axis import remove_leftovers
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.grid import Grid
+from pipelines.manifest import ManifestRow, read_manifest, write_manifest
 from pipelines.sources.synthetic import PROJECTION
-from pipelines.units import pack, unpack
+from pipelines.units import MISSING, pack, unpack
 
 START = pd.Timestamp("2024-06-01T00:00")
 TIMESTEP = pd.Timedelta("5min")
@@ -176,7 +176,7 @@ STOCK_READER = """
     assert set(dataset.data_vars) == {"rain_rate"}
     assert dataset.attrs["Conventions"].startswith("CF-")
     assert dataset["status"].values.tolist() == [0, 0, 1, 0]
-    assert dataset["status"].attrs["flag_meanings"] == "missing ok late bad"
+    assert dataset["status"].attrs["flag_meanings"] == "missing ok late bad moved"
 
     frame = rain_rate.isel(time=2).values
     np.testing.assert_allclose(frame[1, :3], [0.8, 0.9, 1.0], atol=1e-9)
@@ -207,7 +207,7 @@ def test_an_archive_lives_on_any_file_system(build_archive, field):
     url = f"memory://{uuid.uuid4().hex}/archive/a.zarr"
     archive = build_archive(url, {2: field}, slots=4)
     archive.commit([row()], {START: Status.BAD})
-    archive.extend(START + 5 * TIMESTEP)
+    archive.extend(end=START + 5 * TIMESTEP)
     again = Archive(url)
     assert again.status().tolist() == [3, 0, 1, 0, 0, 0]
     np.testing.assert_allclose(again.read_frames(again.times[2:3])[0], field, atol=1e-6)
@@ -223,10 +223,17 @@ def as_read(url):
     return xr.open_zarr(storage.zarr_store(url)).load()
 
 
+def die_at_the_root(url, content, write=storage.write_json):
+    """All documents are written but the last, the root's metadata."""
+    if url.endswith("a.zarr/zarr.json"):
+        raise KeyboardInterrupt
+    write(url, content)
+
+
 def test_an_extended_archive_has_the_old_slots_and_the_new_ones(tmp_path, build_archive, field):
     archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
     before = as_read(archive.url)
-    archive.extend(START + 9 * TIMESTEP)
+    archive.extend(end=START + 9 * TIMESTEP)
     after = as_read(archive.url)
     xr.testing.assert_identical(after.isel(time=slice(5)), before)
     assert list(after["time"].values) == list(pd.date_range(START, periods=10, freq="5min"))
@@ -237,7 +244,7 @@ def test_an_extended_archive_has_the_old_slots_and_the_new_ones(tmp_path, build_
 
 def test_an_extended_archive_takes_frames_in_its_new_slots(tmp_path, build_archive, field):
     archive = build_archive(tmp_path / "a.zarr", {}, slots=5)
-    archive.extend(START + 9 * TIMESTEP)
+    archive.extend(end=START + 9 * TIMESTEP)
     archive.write_frame(archive.times[8], pack(field)[0])
     archive.commit([], {archive.times[8]: Status.OK})
     np.testing.assert_allclose(as_read(archive.url)["rain_rate"][8], field, atol=1e-6)
@@ -247,14 +254,14 @@ def test_an_extended_archive_takes_frames_in_its_new_slots(tmp_path, build_archi
 def test_extending_to_a_time_that_has_a_slot_changes_nothing(tmp_path, build_archive, slot):
     archive = build_archive(tmp_path / "a.zarr", {}, slots=5)
     before = {p: p.read_bytes() for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()}
-    archive.extend(archive.times[slot] + pd.Timedelta("4min"))
+    archive.extend(archive.times[slot], archive.times[slot] + pd.Timedelta("4min"))
     assert {p: p.read_bytes() for p in (tmp_path / "a.zarr").rglob("*") if p.is_file()} == before
 
 
 def test_a_reader_that_was_open_before_an_extension_reads_on(tmp_path, build_archive, field):
     archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
     reader = xr.open_zarr(storage.zarr_store(archive.url))
-    archive.extend(START + 999 * TIMESTEP)
+    archive.extend(end=START + 999 * TIMESTEP)
     assert reader.sizes["time"] == 5
     np.testing.assert_allclose(reader["rain_rate"][3], field, atol=1e-6)
     np.testing.assert_array_equal(reader["status"], [0, 0, 0, 1, 0])
@@ -267,23 +274,131 @@ def test_an_extension_that_dies_half_way_is_not_seen_and_the_next_one_completes_
     archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
     before = as_read(archive.url)
     with monkeypatch.context() as patch:
-
-        def die(*args, **kwargs):
-            raise KeyboardInterrupt
-
-        patch.setattr(zarr, "consolidate_metadata", die)
+        patch.setattr(storage, "write_json", die_at_the_root)
         with pytest.raises(KeyboardInterrupt):
-            archive.extend(START + 9 * TIMESTEP)
+            archive.extend(end=START + 9 * TIMESTEP)
     xr.testing.assert_identical(as_read(archive.url), before)
     again = Archive(archive.url)
     assert len(again.times) == len(again.status()) == 5
     again.commit([], {again.times[4]: Status.BAD})  # work goes on in between
 
-    again.extend(START + until * TIMESTEP)
+    again.extend(end=START + until * TIMESTEP)
     after = as_read(archive.url)
     assert list(after["time"].values) == list(pd.date_range(START, periods=until + 1, freq="5min"))
     assert after["status"].values.tolist() == [0, 0, 0, 1, 3] + [0] * (until - 4)
     np.testing.assert_allclose(after["rain_rate"][3], field, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [LIVE, TRAINING], ids=lambda layout: layout.name)
+@pytest.mark.parametrize("prependings", [1, 2, 3, 4, 5])
+def test_earlier_slots_shift_no_frame(tmp_path, build_archive, field, layout, prependings):
+    archive = build_archive(tmp_path / "a.zarr", {3: field, 30: 2 * field}, slots=40, layout=layout)
+    before = as_read(archive.url)
+    for n in range(1, prependings + 1):
+        archive.extend(start=START - n * 24 * TIMESTEP)
+    assert archive.times[0] == START - prependings * 24 * TIMESTEP
+    assert list(archive.times) == list(Archive(archive.url).times)
+    after = as_read(archive.url)
+    xr.testing.assert_identical(after.sel(time=before["time"]), before)
+    earlier = after.sel(time=slice(None, START - TIMESTEP))
+    assert earlier["rain_rate"].isnull().all()
+    assert (earlier["status"] == Status.MISSING).all()
+
+
+def test_an_axis_grows_both_ways_at_once_and_takes_frames_there(tmp_path, build_archive, field):
+    archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
+    archive.extend(START - 3 * TIMESTEP, START + 9 * TIMESTEP)
+    for slot in (0, 12):
+        archive.write_frame(archive.times[slot], pack(field)[0])
+        archive.commit([], {archive.times[slot]: Status.OK})
+    after = as_read(archive.url)
+    assert np.nonzero(after["status"].values)[0].tolist() == [0, 6, 12]
+    for slot in (0, 6, 12):
+        np.testing.assert_allclose(after["rain_rate"][slot], field, atol=1e-6)
+
+
+def test_the_training_layout_gains_earlier_slots_by_whole_chunks(tmp_path, build_archive):
+    archive = build_archive(tmp_path / "a.zarr", {}, slots=40, layout=TRAINING)
+    archive.extend(start=START - TIMESTEP)
+    assert archive.times[0] == START - 24 * TIMESTEP
+
+
+def test_a_reader_that_was_open_before_a_prepending_reads_what_it_read(
+    tmp_path, build_archive, field
+):
+    archive = build_archive(tmp_path / "a.zarr", {3: field, 4: 2 * field}, slots=5)
+    readers = []
+    for _ in range(2):
+        readers.append(xr.open_zarr(storage.zarr_store(archive.url)))
+        archive.extend(start=archive.times[0] - TIMESTEP)
+    newest = readers[-1]
+    np.testing.assert_allclose(newest["rain_rate"].sel(time=START + 3 * TIMESTEP), field, atol=1e-6)
+    # Its chunks went with the second prepending: missing, and no other frame.
+    assert readers[0]["rain_rate"].sel(time=START + 3 * TIMESTEP).isnull().all()
+
+
+def test_a_prepending_that_dies_half_way_is_not_seen_and_the_next_one_completes_it(
+    tmp_path, build_archive, field, monkeypatch
+):
+    archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
+    before = as_read(archive.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write_json", die_at_the_root)
+        with pytest.raises(KeyboardInterrupt):
+            archive.extend(start=START - 2 * TIMESTEP)
+    xr.testing.assert_identical(as_read(archive.url), before)
+    again = Archive(archive.url)
+    again.write_frame(again.times[4], pack(2 * field)[0])  # work goes on in between
+    again.commit([], {again.times[4]: Status.OK})
+
+    again.extend(start=START - 5 * TIMESTEP)
+    after = as_read(archive.url)
+    assert np.nonzero(after["status"].values)[0].tolist() == [8, 9]
+    np.testing.assert_allclose(after["rain_rate"][8], field, atol=1e-6)
+    np.testing.assert_allclose(after["rain_rate"][9], 2 * field, atol=1e-6)
+    assert after["rain_rate"][:8].isnull().all()
+
+
+def test_leftovers_of_an_older_axis_can_be_removed(tmp_path, build_archive, field):
+    archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
+    archive.extend(start=START - TIMESTEP)
+    before = as_read(archive.url)
+    assert remove_leftovers(archive.url, archive.root_metadata) > 0
+    assert remove_leftovers(archive.url, archive.root_metadata) == 0
+    xr.testing.assert_identical(as_read(archive.url), before)
+
+
+# Fast arrays --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [LIVE, TRAINING], ids=lambda layout: layout.name)
+def test_tensorstore_and_zarr_write_the_same_values(tmp_path, build_archive, monkeypatch, layout):
+    pytest.importorskip("tensorstore")
+    grid = Grid.from_corner(PROJECTION, 0.0, 0.0, (1000.0, 1000.0), (300, 530))
+    stored = np.random.default_rng(0).integers(0, 65536, (3, *grid.shape)).astype(np.uint16)
+    stored[2] = MISSING
+
+    def written(name):
+        archive = build_archive(tmp_path / name, {}, slots=30, grid=grid, layout=layout)
+        for slot, frame in enumerate(stored):
+            archive.write_frame(archive.times[slot], frame)
+        archive.commit([], dict.fromkeys(archive.times[:3], Status.OK))
+        return as_read(archive.url)
+
+    fast = written("fast.zarr")
+    monkeypatch.setattr("pipelines.archive.fast_array", lambda url, metadata: None)
+    xr.testing.assert_identical(fast, written("plain.zarr"))
+    np.testing.assert_array_equal(fast["rain_rate"][:3].astype("f4"), unpack(stored))
+
+
+def test_a_flipped_bit_is_an_error_and_no_rain(tmp_path, build_archive, field):
+    archive = build_archive(tmp_path / "a.zarr", {3: field}, slots=5)
+    (chunk,) = [p for p in (tmp_path / "a.zarr/rain_rate/c").rglob("*") if p.is_file()]
+    content = bytearray(chunk.read_bytes())
+    content[10] ^= 1
+    chunk.write_bytes(content)
+    with pytest.raises(ValueError, match="checksum"):
+        as_read(archive.url)
 
 
 # Manifest ----------------------------------------------------------------------------------------

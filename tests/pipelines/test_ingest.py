@@ -2,8 +2,10 @@
 
 import contextlib
 import itertools
+import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +18,16 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pipelines import storage
-from pipelines.archive import Archive, Status, open_archive, read_manifest
+from pipelines.archive import Archive, Status, open_archive
 from pipelines.errors import GridMismatchError, NoFramesError, UnknownNameError
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, arrival, ingest
+from pipelines.lock import BusyError, exclusive
+from pipelines.manifest import read_manifest
+from pipelines.slot import ingest_slot
 from pipelines.sources import get_source
 from pipelines.sources.base import FrameFile
+from pipelines.sources.odim import Odim
 from pipelines.sources.synthetic import PROJECTION
 from pipelines.units import pack
 
@@ -174,14 +180,121 @@ def test_the_axis_grows_with_the_frames(place, send, fields):
     np.testing.assert_array_equal(place.frame(START), fields[0])
 
 
-def test_frames_from_before_the_axis_end_as_bad_rows(place, send, fields):
+def test_the_axis_grows_backwards_too(place, send, fields):
     send(place.folder, TIMES[0], fields[0])
     place.ingest()
-    send(place.folder, START - TIMESTEP, fields[1])
-    send(place.folder, TIMES[1], fields[1])
+    earlier = START - pd.Timedelta("3D") + 7 * TIMESTEP
+    send(place.folder, earlier, fields[1])
+    send(place.folder, TIMES[1], fields[2])
+    assert dict(place.ingest().outcomes) == {"ok": 2}
+    assert place.archive.times[0] == START - pd.Timedelta("3D")
+    assert list(place.archive.usable_times()) == [earlier, TIMES[0], TIMES[1]]
+    for time, field in zip([TIMES[0], earlier, TIMES[1]], fields, strict=False):
+        np.testing.assert_array_equal(place.frame(time), field)
+    assert place.ingest().outcomes == {}
+
+
+@pytest.mark.parametrize("time", ["1970-01-01T00:00", "2099-01-01T00:00"])
+def test_a_misdated_file_is_bad_and_does_not_stretch_the_axis(place, send, fields, time):
+    send(place.folder, TIMES[0], fields[0])
+    send(place.folder, pd.Timestamp(time), fields[1])
     report = place.ingest()
     assert dict(report.outcomes) == {"ok": 1, "bad": 1}
-    assert "a time that is not on the archive's axis" in report.errors[0]
+    assert "a frame from an impossible time" in report.errors[0]
+    assert len(place.archive.times) == 288
+    assert place.ingest().settled == 2
+
+
+def test_misdated_files_alone_make_no_archive(place, send, fields):
+    send(place.folder, pd.Timestamp("2099-01-01T00:00"), fields[0])
+    with pytest.raises(NoFramesError, match="plausible time"):
+        place.ingest()
+
+
+def test_a_time_between_two_slots_is_bad(place, send, fields):
+    send(place.folder, TIMES[0], fields[0])
+    send(place.folder, TIMES[1] + pd.Timedelta("2min"), fields[1])
+    report = place.ingest()
+    assert dict(report.outcomes) == {"ok": 1, "bad": 1}
+    assert "not on the archive's axis" in report.errors[0]
+
+
+def test_an_empty_file_is_bad_and_stops_nothing(place, send, fields):
+    send(place.folder, TIMES[0], fields[0], keep=0)
+    send(place.folder, TIMES[1], fields[1])
+    assert dict(place.ingest().outcomes) == {"ok": 1, "bad": 1}
+    assert place.archive.status()[TIMES[0]] == Status.BAD
+
+
+def test_a_file_that_vanishes_before_it_is_read_is_bad_until_it_comes_back(place, send, fields):
+    send(place.folder, TIMES[0], fields[0])
+    gone = send(place.folder, TIMES[1], fields[1])
+    files = get_source("odim").find(str(place.folder))
+    content, received = gone.read_bytes(), gone.stat().st_mtime
+    gone.unlink()
+    report = place.ingest(files=files)
+    assert dict(report.outcomes) == {"ok": 1, "bad": 1}
+    assert "listed and cannot be read" in report.errors[0]
+    gone.write_bytes(content)
+    os.utime(gone, (received, received))
+    assert place.ingest().frames == [TIMES[1]]
+
+
+def test_whatever_a_reader_stumbles_over_is_the_files_fault(place, send, fields, monkeypatch):
+    send(place.folder, TIMES[0], fields[0])
+    place.ingest()
+    send(place.folder, TIMES[1], fields[1])
+    monkeypatch.setattr(get_source("odim"), "read", lambda content: 1 / 0, raising=False)
+    report = place.ingest()
+    assert dict(report.outcomes) == {"bad": 1}
+    assert "ZeroDivisionError" in report.errors[0]
+
+
+class Deadly(Odim):
+    """Ends the process that reads a file of 2 mm/h."""
+
+    def read(self, content):
+        frame = super().read(content)
+        if frame.max() == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return frame
+
+
+def deadly_slot(*task):
+    get_source("odim").__class__ = Deadly
+    return ingest_slot(*task)
+
+
+@pytest.mark.slow
+def test_a_file_that_kills_its_worker_is_bad_and_stops_nothing(place, send, fields, monkeypatch):
+    for number in range(5):
+        send(place.folder, TIMES[number], fields[number])
+    monkeypatch.setattr("pipelines.ingest.ingest_slot", deadly_slot)
+    report = ingest(place.url, place.settings.model_copy(update={"workers": 2}))
+    assert dict(report.outcomes) == {"ok": 4, "bad": 1}
+    assert place.archive.status()[TIMES[1]] == Status.BAD
+    assert ingest(place.url, place.settings).settled == 5
+
+
+def hold(url, held, release):
+    with exclusive(url):
+        held.set()
+        release.wait(30)
+
+
+def test_one_writer_at_a_time(tmp_path):
+    url = str(tmp_path / "a.zarr")
+    context = multiprocessing.get_context("forkserver")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(url, held, release))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(BusyError, match="one writer at a time"), exclusive(url, wait_s=0.1):
+        pass
+    other.kill()  # and its lock goes with it
+    other.join()
+    with exclusive(url, wait_s=5):
+        pass
 
 
 @pytest.mark.slow
@@ -530,17 +643,3 @@ def test_the_timestep_is_the_commonest_spacing(place, send, fields):
 def test_a_misspelt_setting_is_an_error():
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         IngestSettings(sauce="odim")
-
-
-def test_a_file_misnamed_into_the_future_does_not_grow_the_axis(tmp_path, send, fields):
-    folder = tmp_path / "files"
-    for k in range(2):
-        send(folder, START + k * TIMESTEP, fields[k])
-    send(folder, pd.Timestamp("2099-01-01T00:00"), fields[2])
-    url = str(tmp_path / "a.zarr")
-    report = ingest(url, IngestSettings(location=str(folder)))
-    assert report.outcomes == {"ok": 2, "bad": 1}
-    assert Archive(url).times[-1] < START + pd.Timedelta("1D")
-    (bad,) = [row for row in read_manifest(url) if row.outcome == "bad"]
-    assert bad.valid_time.startswith("2099-01-01")
-    assert "not on the archive's axis" in bad.error
