@@ -3,6 +3,7 @@
 One JSON file a day beside the archive, replaced whole; read it with anything.
 """
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -78,3 +79,15 @@ def write_manifest(url: str, rows: Iterable[ManifestRow]) -> None:
 
 def _row_order(row: ManifestRow) -> tuple[str, str, str]:
     return row.valid_time, row.key, row.sha256
+
+
+def frame_row(rows: list[ManifestRow]) -> ManifestRow | None:
+    """The row of the file that is the frame, among the rows of one valid time."""
+    return next((row for row in rows if row.outcome in ("ok", "late")), None)
+
+
+def frame_rows(url: str) -> dict[str, ManifestRow]:
+    """The rows of the files that are an archive's frames, by valid time as the manifest says it."""
+    rows = itertools.groupby(read_manifest(url), key=lambda row: row.valid_time)
+    frames = {time: frame_row(list(group)) for time, group in rows}
+    return {time: row for time, row in frames.items() if row is not None}

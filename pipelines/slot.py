@@ -16,7 +16,7 @@ from pipelines import storage
 from pipelines.archive import Archive, Status
 from pipelines.errors import FrameError, GridMismatchError, SquallError
 from pipelines.grid import Grid
-from pipelines.manifest import ManifestRow
+from pipelines.manifest import ManifestRow, frame_row
 from pipelines.section import Section
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import Duration, format_duration, now, time_text, utc
@@ -190,11 +190,6 @@ def _settle(rows: list[ManifestRow], settings: IngestSettings) -> list[ManifestR
 
 def _rank(row: ManifestRow) -> tuple[str, str]:
     return row.received, row.key
-
-
-def frame_row(rows: list[ManifestRow]) -> ManifestRow | None:
-    """The row of the file that is the frame, among the rows of one valid time."""
-    return next((row for row in rows if row.outcome in ("ok", "late")), None)
 
 
 def _same(one: ManifestRow | None, other: ManifestRow) -> bool:
