@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +132,22 @@ def consolidating() -> Iterator[None]:
         yield
 
 
-def publish_store(dataset: xr.Dataset, url: str, encoding: dict[str, Any]) -> None:
+def publish_store(
+    dataset: xr.Dataset,
+    url: str,
+    encoding: dict[str, Any],
+    *,
+    fill: Callable[[], None] | None = None,
+) -> None:
     """Write `dataset` as a Zarr v3 store that is either complete or not there.
 
     Staged in memory; chunks go up first, then the arrays' metadata, then the root ``zarr.json``
     with consolidated metadata last. A reader who opens the store before that finds none. Every
     chunk is written, an empty one too, so nothing of an attempt that died shows through.
+
+    For what does not fit in memory there is `fill`: where it is given, only the metadata of lazy
+    (Dask) variables is written, and `fill` writes their chunks to `url` just before the root's
+    metadata.
     """
     staged = MemoryStore()
     with consolidating():
@@ -148,10 +158,13 @@ def publish_store(dataset: xr.Dataset, url: str, encoding: dict[str, Any]) -> No
             consolidated=True,
             encoding=encoding,
             write_empty_chunks=True,
+            compute=fill is None,
         )
     for key in sorted(_keys(staged), key=_publish_order):
         buffer = sync(staged.get(key, prototype=default_buffer_prototype()))
         assert buffer is not None
+        if key == ROOT_METADATA and fill is not None:
+            fill()
         write_bytes(join(url, key), buffer.to_bytes())
 
 
