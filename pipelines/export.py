@@ -20,12 +20,11 @@ pixels of a kilometre, a projected grid, a converter that lives in MLCast's own 
 `Exported.unmet` names those that this export fails. All others pass.
 """
 
-import math
-import re
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.util import find_spec
 
 import dask
 import dask.array as da
@@ -34,28 +33,18 @@ import pandas as pd
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 
-from pipelines import storage
+from pipelines import mlcast, storage
 from pipelines.archive import PACKING, TIME_ENCODING, Archive
 from pipelines.errors import ExistsError, NotFoundError, SquallError
-from pipelines.grid import CRS_VARIABLE, Grid
+from pipelines.grid import CRS_VARIABLE
 from pipelines.progress import bar
-from pipelines.times import now, time_text
+from pipelines.times import time_text
 from pipelines.workers import run_parallel
 
-SPECIFICATION = "0.3.0"
-"""The version of MLCast's specification that `export_mlcast` follows."""
-VALIDATOR = "0.4.0"
-"""The release of mlcast-dataset-validator that has it."""
 SHARD_FRAMES = 24
 SHARD_BYTES = 1 << 27
 """A shard, which is written as a whole, has at most so many frames and so many bytes unpacked."""
-LEAST_DAYS = 3 * 365.25
-LARGEST_PIXEL_M = 1000.0
-LEAST_PIXELS = 256
-CREATED_WITH = r"https://github\.com/mlcast-community/mlcast-dataset-[^\s@]+-[^\s@]+@\S+"
-"""What the specification takes for the address of the software that made a dataset."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ def export_mlcast(
 
     ``rain_rate(time, y, x)`` is in kg m-2 h-1, which is mm/h of water. A reader finds the whole
     dataset or none: its root metadata is written last. An export that died is run again. Memory
-    is bounded by a shard (134 MB) for each of `workers`, however long the period.
+    is bounded by a few shards for each of `workers`, however long the period.
 
     Parameters
     ----------
@@ -116,19 +105,11 @@ def export_mlcast(
         "Conventions": "CF-1.11",
         "title": "Squall radar archive, exported",
         "source": str(source.get("source", "")),
-        "license": _spdx(license, source.get("license")),
         "consistent_timestep_start": times[0].isoformat(),  # the validator takes no zone
-        "mlcast_created_on": time_text(now()),
-        "mlcast_created_by": _matching("creator", creator, _CREATOR, "Jo Day <jo@day.org>"),
-        "mlcast_created_with": created_with or f"squall@{version('squall')}",
-        "mlcast_dataset_version": SPECIFICATION,
-        "mlcast_dataset_validator_version": VALIDATOR,
-        "mlcast_dataset_identifier": _matching(
-            "identifier", identifier, _IDENTIFIER, "NL-KNMI-rainfall_flux"
-        ),
+        **mlcast.attributes(creator, identifier, license, source.get("license"), created_with),
     }
     rows, columns = archive.grid.shape
-    frames = max(1, min(SHARD_FRAMES, SHARD_BYTES // (2 * rows * columns)))
+    frames = _frames_at_a_time(rows, columns)
     template = xr.Dataset(
         {
             "rain_rate": (
@@ -165,7 +146,7 @@ def export_mlcast(
         },
         fill=partial(_copy, archive, target_url, times, frames, workers, progress),
     )
-    return Exported(target_url, times, missing, _unmet(archive.grid, times, attrs))
+    return Exported(target_url, times, missing, mlcast.unmet_rules(archive.grid, times, attrs))
 
 
 def export_netcdf(
@@ -184,15 +165,13 @@ def export_netcdf(
     Raises `NotFoundError` where there is no archive or no frame in the period, `ExistsError` where
     something is at `path`.
     """
-    try:
-        import h5netcdf  # noqa: F401
-    except ImportError as error:
+    if find_spec("h5netcdf") is None:
         raise SquallError(
             "netCDF files cannot be written",
             found="no package h5netcdf",
             expected="the extra `netcdf`",
             remedy="pip install 'squall[netcdf]'",
-        ) from error
+        )
     archive = Archive(archive_url)
     target = storage.local_path(path)
     if target is None or target.exists():
@@ -272,62 +251,9 @@ def _period(
     return times, pd.DatetimeIndex(dense.difference(times))
 
 
-_CREATOR = r"[^<>]*[^<>\s] <[^<>\s@]+@[^<>\s@]+>"
-_IDENTIFIER = r"[A-Z]{2}(-[A-Za-z0-9](\w*[A-Za-z0-9])?){2}"
-
-
-def _matching(name: str, value: str, pattern: str, example: str) -> str:
-    """`value`, where it has the form that the specification wants."""
-    if not re.fullmatch(pattern, value, re.ASCII if name == "identifier" else 0):
-        raise SquallError(
-            f"not a valid {name}",
-            found=repr(value),
-            expected=f"something like {example!r}",
-            remedy=f"give {name} in that form",
-        )
-    return value
-
-
-def _spdx(given: str | None, of_archive: object) -> str:
-    """The SPDX expression of a licence: the one given, else the archive's without its remark.
-
-    Sources write a remark in brackets behind the identifier: ``CC-BY-4.0 (KNMI Data Platform)``.
-    """
-    text = given or str(of_archive or "").split(" (")[0]
-    try:
-        expression = str(canonicalize_license_expression(text))
-    except InvalidLicenseExpression:
-        expression = ""
-    if not expression or "LicenseRef" in expression:
-        raise SquallError(
-            "the licence has no SPDX identifier",
-            found=repr(given or of_archive or "no licence"),
-            expected="an identifier of https://spdx.org/licenses, such as CC-BY-4.0",
-            remedy="look up the provider's terms and give `license`",
-        )
-    return expression
-
-
-def _unmet(grid: Grid, times: pd.DatetimeIndex, attrs: Mapping[str, str]) -> dict[str, str]:
-    """The rules that the data itself, or its publisher, does not meet: section and reason."""
-    unmet = {}
-    days = (times[-1] - times[0]).days
-    dx, dy = grid.pixel
-    if grid.is_geographic:
-        unmet["3.1"] = "the grid is in degrees, not projected"
-    elif max(dx, dy) > LARGEST_PIXEL_M and not math.isclose(
-        max(dx, dy), LARGEST_PIXEL_M, rel_tol=1e-2
-    ):
-        unmet["3.2"] = f"pixels of {dx:.0f}×{dy:.0f} m, 1 km at most are wanted"
-    if min(grid.shape) < LEAST_PIXELS:
-        unmet["3.2"] = f"{grid.shape[0]}×{grid.shape[1]} pixels, {LEAST_PIXELS} at least are wanted"
-    if days < LEAST_DAYS:
-        unmet["3.3"] = f"{days / 365.25:.1f} years, 3 are wanted"
-    if "grid_mapping_name" not in grid.crs.to_cf():
-        unmet["4.5"] = "CF has no name for the projection"
-    if not re.fullmatch(CREATED_WITH, attrs["mlcast_created_with"]):
-        unmet["5.4"] = "made with software outside MLCast's organisation on GitHub"
-    return unmet
+def _frames_at_a_time(rows: int, columns: int) -> int:
+    """How many frames are held in memory, and are a shard of an MLCast dataset."""
+    return max(1, min(SHARD_FRAMES, SHARD_BYTES // (2 * rows * columns)))
 
 
 # Writing -----------------------------------------------------------------------------------------
@@ -335,7 +261,8 @@ def _unmet(grid: Grid, times: pd.DatetimeIndex, attrs: Mapping[str, str]) -> dic
 
 def _clear(url: str, template: xr.Dataset) -> None:
     """Remove what an export that died left at `url`; an error where there is anything else."""
-    there = set(storage.names(url))
+    half = f".{storage.ROOT_METADATA}."  # how a local file is named while it is written
+    there = {name for name in storage.names(url) if not name.startswith(half)}
     if storage.ROOT_METADATA in there or there - set(template.variables):
         raise ExistsError(
             "there is something at the target",
@@ -360,8 +287,9 @@ def _copy(
         (archive.url, url, first, slots[first : first + frames])
         for first in range(0, len(slots), frames)
     ]
-    with bar(len(slots), "export", "frame", shown=progress) as shown:
-        for copied in run_parallel(_copy_shard, tasks, workers=workers):
+    results = run_parallel(_copy_shard, tasks, workers=workers)
+    with contextlib.closing(results), bar(len(slots), "export", "frame", shown=progress) as shown:
+        for copied in results:
             shown.update(copied)
 
 
@@ -384,7 +312,8 @@ def _lazy(
     shape: tuple[int, int],
 ) -> da.Array:
     """The stored integers of `slots` as a Dask array that reads a block of them when needed."""
-    blocks = np.split(slots, range(SHARD_FRAMES, len(slots), SHARD_FRAMES))
+    frames = _frames_at_a_time(*shape)
+    blocks = np.split(slots, range(frames, len(slots), frames))
     return da.concatenate(
         [
             da.from_delayed(dask.delayed(read)(block), (len(block), *shape), dtype=np.uint16)

@@ -151,7 +151,7 @@ def publish_store(
     """
     staged = MemoryStore()
     with consolidating():
-        dataset.to_zarr(
+        dataset.to_zarr(  # type: ignore[call-overload]
             staged,
             mode="w",
             zarr_format=3,
