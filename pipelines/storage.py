@@ -9,7 +9,7 @@ import json
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -131,24 +131,37 @@ def consolidating() -> Iterator[None]:
         yield
 
 
-def publish_store(dataset: xr.Dataset, url: str, encoding: dict[str, Any]) -> None:
+def publish_store(
+    dataset: xr.Dataset,
+    url: str,
+    encoding: dict[str, Any],
+    *,
+    fill: Callable[[], None] | None = None,
+) -> None:
     """Write `dataset` as a Zarr v3 store that is either complete or not there.
 
     Staged in memory; chunks go up first, then the arrays' metadata, then the root ``zarr.json``
     with consolidated metadata last. A reader who opens the store before that finds none. Every
     chunk is written, an empty one too, so nothing of an attempt that died shows through.
+
+    For what does not fit in memory there is `fill`: where it is given, only the metadata of lazy
+    (Dask) variables is written, and `fill` writes their chunks to `url` just before the root's
+    metadata.
     """
     objects: dict[str, Buffer] = {}
     with consolidating():
-        dataset.to_zarr(
+        dataset.to_zarr(  # type: ignore[call-overload]
             MemoryStore(objects),
             mode="w",
             zarr_format=3,
             consolidated=True,
             encoding=encoding,
             write_empty_chunks=True,
+            compute=fill is None,
         )
     for key in sorted(objects, key=_publish_order):
+        if key == ROOT_METADATA and fill is not None:
+            fill()
         write_bytes(join(url, key), objects[key].to_bytes())
 
 
