@@ -123,7 +123,8 @@ def target_grid(settings: RegridSettings, source_grid: Grid) -> Grid:
         grid = _cropped(grid, inside_x, inside_y, "crop", settings.crop)
     elif settings.crop_lonlat:
         inside = _in_lonlat_box(grid, settings.crop_lonlat)
-        grid = _cropped(grid, inside.any(0), inside.any(1), "crop_lonlat", settings.crop_lonlat)
+        inside_x, inside_y = np.asarray(inside.any(axis=0)), np.asarray(inside.any(axis=1))
+        grid = _cropped(grid, inside_x, inside_y, "crop_lonlat", settings.crop_lonlat)
     if settings.coarsen:
         k = settings.coarsen
         dx, dy = grid.pixel
@@ -262,7 +263,11 @@ def _window(source: Grid, target: Grid) -> _Window | None:
             return None
         sizes.append(size)
         firsts.append(first)
-    return _Window(firsts[0], firsts[1], sizes[0], sizes[1], target.shape)
+    window = _Window(firsts[0], firsts[1], sizes[0], sizes[1], target.shape)
+    beyond = window.column + target.shape[1] * window.kx - source.shape[1]
+    if source.is_geographic and (window.column < 0 or beyond >= window.kx):
+        return None  # it may go on at the other end: longitudes count modulo 360°
+    return window
 
 
 def _cropped(
