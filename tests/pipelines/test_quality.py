@@ -270,6 +270,8 @@ def test_the_newest_frame_and_one_beside_a_gap_are_not_judged():
         [TIME + pd.Timedelta(f"{minute}min") for minute in (10, 15, 20)]
     )
     assert minutes(sudden_jumps(gap, JUMPS)) == []
+    before = stats([1, 5, 1, 1, 1, 1, 1]).iloc[[0, 1, 5, 6]]
+    assert minutes(sudden_jumps(before, JUMPS)) == []
     patient = JUMPS.model_copy(update={"neighbours_within": pd.Timedelta("20min").to_pytimedelta()})
     assert minutes(sudden_jumps(gap, patient)) == [25]
 

@@ -140,6 +140,7 @@ def test_longitudes_count_modulo_360():
     field = np.arange(24.0).reshape(4, 6)
     american = Grid.from_corner("EPSG:4326", -100.0, 40.0, (1.0, 1.0), (4, 6))
     np.testing.assert_allclose(regrid(of(field, west), american), field, rtol=1e-6)
+    np.testing.assert_allclose(regrid(of(field, american), west), field, rtol=1e-6)
 
 
 def test_labels_and_attributes_are_the_sources(grid):
