@@ -31,7 +31,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from pipelines import storage
 from pipelines.axis import lengthen
-from pipelines.errors import NotFoundError, SquallError
+from pipelines.errors import ExistsError, NotFoundError, SquallError
 from pipelines.fast import fast_array
 from pipelines.grid import CRS_VARIABLE, Grid
 from pipelines.manifest import ManifestRow, write_manifest
@@ -99,6 +99,8 @@ def create(
     """Create an empty archive with a slot for every timestep from `start` to `end`, both included.
 
     Nothing but metadata and coordinates is written: an unwritten slot reads as missing.
+
+    Raises `ExistsError` where there is an archive already.
     """
     times = pd.date_range(start, end, freq=timestep, name="time")
     rows, columns = grid.shape
@@ -132,24 +134,28 @@ def create(
             **(attrs or {}),
         },
     )
-    with storage.consolidating():
-        template.to_zarr(
-            storage.zarr_store(url),
-            mode="w-",
-            zarr_format=3,
-            consolidated=True,
-            compute=False,
-            encoding={
-                "rain_rate": PACKING
-                | {
-                    "chunks": (layout.frames, *chunk),
-                    "shards": (layout.frames, *shard),
-                    "compressors": (ZstdCodec(level=3), Crc32cCodec()),
-                },
-                "time": TIME_ENCODING | {"chunks": (TIME_CHUNK,)},
-                "status": {"chunks": (STATUS_CHUNK,), "fill_value": 0},
-            },
+    if storage.exists(storage.join(url, storage.ROOT_METADATA)):
+        raise ExistsError(
+            "there is an archive already",
+            found=storage.display(url),
+            expected="a place with nothing in it",
+            remedy="name another product, or ingest into this one",
         )
+    storage.publish_store(
+        template,
+        url,
+        {
+            "rain_rate": PACKING
+            | {
+                "chunks": (layout.frames, *chunk),
+                "shards": (layout.frames, *shard),
+                "compressors": (ZstdCodec(level=3), Crc32cCodec()),
+            },
+            "time": TIME_ENCODING | {"chunks": (TIME_CHUNK,)},
+            "status": {"chunks": (STATUS_CHUNK,), "fill_value": 0},
+        },
+        fill=_nothing,
+    )
     return Archive(url)
 
 
@@ -164,6 +170,10 @@ _STATUS_ATTRS = {
     "flag_values": [int(s) for s in Status],
     "flag_meanings": " ".join(s.name.lower() for s in Status),
 }
+
+
+def _nothing() -> None:
+    """No frame is written yet."""
 
 
 class Archive:

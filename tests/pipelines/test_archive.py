@@ -21,7 +21,7 @@ from pipelines.archive import (
     open_archive,
 )
 from pipelines.axis import remove_leftovers
-from pipelines.errors import NotFoundError, SquallError
+from pipelines.errors import ExistsError, NotFoundError, SquallError
 from pipelines.grid import Grid
 from pipelines.manifest import ManifestRow, read_manifest, write_manifest
 from pipelines.sources.synthetic import PROJECTION
@@ -88,7 +88,7 @@ def test_no_archive_is_an_error_that_says_where(tmp_path):
 
 def test_an_archive_is_never_created_over_another(tmp_path, build_archive, field):
     archive = build_archive(tmp_path / "a.zarr", {0: field})
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ExistsError, match="there is an archive already"):
         build_archive(tmp_path / "a.zarr", {})
     assert len(Archive(archive.url).usable_times()) == 1
 
