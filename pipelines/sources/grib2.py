@@ -4,7 +4,7 @@ The headers are read here, so that they say the same whichever library unpacks t
 because neither library says all of it: gribberish takes no message to be truncated that lacks its
 end, and reads an ellipsoid as a sphere.
 
-Source of the layout: WMO Manual on Codes, volume I.2, FM 92 GRIB edition 2 (sections 0, 1, 3, 4;
+Source of the layout: WMO Manual on Codes, volume I.2, FM 92 GRIB edition 2 (sections 0, 1, 3–6;
 grid definition template 3.0; code table 3.2).
 """
 
@@ -35,6 +35,7 @@ EARTHS = {
 }
 """Code table 3.2, shape of the reference system, in PROJ's words."""
 MISSING_U32 = 0xFFFFFFFF
+NO_BITMAP = 255
 NOT_OBSERVED = -1.0
 
 
@@ -47,7 +48,7 @@ class Message:
     content : the whole file; the message is its bytes from `start` to `end`
     parameter : discipline, category and number
     reference_time : UTC; of an observation the time at which it holds
-    sections : the body of the sections by number (1–7), without length and number
+    sections : bodies of sections 1 to 6 by number, without length and number
     """
 
     content: bytes
@@ -64,12 +65,15 @@ class Message:
         is exact. Raises `FrameError` where it is no latitude-longitude grid with rows from north
         to south and columns from west to east.
         """
-        _, _, _, template = struct.unpack(">BIHH", self.sections[3][:9])
+        points, template = struct.unpack(">xI2xH", self.sections[3][:9])
         if template != 0:
             raise _unusable("not a latitude-longitude grid", f"grid template 3.{template}", "3.0")
         earth, columns, rows, basic, parts, north, west, flags, dx, dy, scan = struct.unpack(
             ">B15xIIIIIIB8xIIB", self.sections[3][9:67]
         )
+        (packed,) = struct.unpack(">I", self.sections[5][:4])
+        if rows * columns != points or (packed != points and self.sections[6][0] == NO_BITMAP):
+            raise unreadable(self.content, f"{packed} values for {rows}×{columns} pixels")
         if earth not in EARTHS:
             raise _unusable("unknown shape of the earth", f"code {earth}", f"one of {[*EARTHS]}")
         if scan != 0 or flags & 0x30 != 0x30:
@@ -183,16 +187,16 @@ def _message(content: bytes, start: int) -> Message:
         year, *clock = struct.unpack(">7xHBBBBB", sections[1][:14])
         category, number = struct.unpack(">4xBB", sections[4][:6])
         time = pd.Timestamp(year, *clock).as_unit("ns")
-        sections[3][66]  # the shortest grid that can be read
+        sections[3][66], sections[5][3], sections[6][0]  # as long as they are read
     except (struct.error, LookupError, ValueError) as error:
         raise unreadable(content, f"{type(error).__name__}: {error}") from error
     return Message(content, start, end, (discipline, category, number), time, sections)
 
 
 def _sections(content: bytes, start: int, end: int) -> dict[int, bytes]:
-    """Bodies of sections 1 to 4: the others hold values."""
+    """Bodies of sections 1 to 6; 7 holds the values."""
     sections: dict[int, bytes] = {}
-    while start < end and 4 not in sections:
+    while start < end and 6 not in sections:
         length, section = struct.unpack(">IB", content[start : start + 5])
         if length < 5 or start + length > end:
             raise ValueError(f"section {section} of {length} bytes")

@@ -60,15 +60,13 @@ class Mrms:
 
         Of several messages the first precipitation rate is read.
         """
-        found = []
-        for message in messages(content):
-            if message.parameter == PRECIPITATION_RATE:
-                break
-            found.append("-".join(map(str, message.parameter)))
-        else:
+        found = list(messages(content))  # all, so that a file cut in its second message is told
+        message = next((one for one in found if one.parameter == PRECIPITATION_RATE), None)
+        if message is None:
+            parameters = ", ".join("-".join(map(str, one.parameter)) for one in found) or "none"
             raise FrameError(
                 "not a precipitation rate",
-                found=f"GRIB2 parameter {', '.join(found)}",
+                found=f"GRIB2 parameter {parameters}",
                 expected="-".join(map(str, PRECIPITATION_RATE)),
                 remedy="use the PrecipRate product",
             )
