@@ -74,6 +74,9 @@ class Message:
         (packed,) = struct.unpack(">I", self.sections[5][:4])
         if rows * columns != points or (packed != points and self.sections[6][0] == NO_BITMAP):
             raise unreadable(self.content, f"{packed} values for {rows}×{columns} pixels")
+        per_degree = parts / basic if basic not in (0, MISSING_U32) else 1e6
+        if not (dx and dy and per_degree):
+            raise unreadable(self.content, f"pixels of {dx}×{dy} units, {per_degree} in a degree")
         if earth not in EARTHS:
             raise _unusable("unknown shape of the earth", f"code {earth}", f"one of {[*EARTHS]}")
         if scan != 0 or flags & 0x30 != 0x30:
@@ -82,7 +85,6 @@ class Message:
                 f"scanning mode {scan}, flags {flags}",
                 "rows north to south, columns west to east, both increments given",
             )
-        per_degree = parts / basic if basic not in (0, MISSING_U32) else 1e6
         half_column = (2 * west - dx) % round(720 * per_degree)  # outer edge, in half units
         if half_column >= 360 * per_degree:
             half_column -= round(720 * per_degree)

@@ -41,6 +41,7 @@ def message(
     flags=48,
     scan=0,
     bitmap=None,
+    parts=1_000_000,
     time=(2024, 6, 1, 0, 2, 0),
 ):
     """A GRIB2 message as MRMS lays it out, simply packed in tenths of mm/h by 16 bits."""
@@ -51,7 +52,7 @@ def message(
     identification = struct.pack(">HHBBBHBBBBBBB", 161, 0, 255, 1, 3, *time, 2, 7)
     grid = struct.pack(">BIBBHB15x", 0, rows * columns, 0, 0, grid_template, earth) + struct.pack(
         ">IIIIIIBIIIIB",
-        *(columns, rows, 1, 1_000_000, signed(north), west, flags),
+        *(columns, rows, 1, parts, signed(north), west, flags),
         *(signed(south), west + 10_000 * (columns - 1), 10_000, 10_000, scan),
     )
     product = struct.pack(
@@ -149,6 +150,7 @@ def test_the_shape_of_the_earth_is_the_messages(earth, axis_m):
         ({"flags": 0}, "another order"),
         ({"grid_template": 30}, r"found grid template 3\.30"),
         ({"shape": (3, 5)}, "12 values for"),
+        ({"parts": 0}, "in a degree"),
         ({"time": (2024, 13, 1, 0, 0, 0)}, "month"),
     ],
 )
