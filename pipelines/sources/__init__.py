@@ -3,9 +3,10 @@
 from pipelines.errors import UnknownNameError
 from pipelines.sources.base import FrameFile, Source
 from pipelines.sources.knmi import Knmi
+from pipelines.sources.mrms import Mrms
 from pipelines.sources.odim import Odim
 
-SOURCES: dict[str, Source] = {source.name: source for source in (Knmi(), Odim())}
+SOURCES: dict[str, Source] = {source.name: source for source in (Knmi(), Mrms(), Odim())}
 
 
 def get_source(name: str) -> Source:

@@ -1,13 +1,17 @@
 """Opening an HDF5 file from bytes, with errors that say what is wrong with it."""
 
 import contextlib
+import importlib.util
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyproj  # noqa: F401  (before h5py: see pipelines.grid)
 
 import h5py  # isort: skip
+
+from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
 
@@ -33,11 +37,48 @@ def open_hdf5(content: bytes) -> Iterator[h5py.File]:
         ) from error
 
 
+def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
+    """The whole of a dataset, in the machine's byte order.
+
+    Where it is in deflated chunks and `isal` is installed, that inflates them: a third to a half
+    of HDF5's own time. Everything else goes HDF5's way.
+    """
+    plan = dataset.id.get_create_plist()
+    deflated = (
+        dataset.chunks is not None
+        and plan.get_nfilters() == 1
+        and plan.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE
+        # A chunk that was never written is not in the file: HDF5 knows what stands for it.
+        and dataset.id.get_num_chunks() == len(list(dataset.iter_chunks()))
+    )
+    if deflated and importlib.util.find_spec("isal"):
+        values = _inflate_chunks(dataset)
+    else:
+        values = np.asarray(dataset[()])
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _inflate_chunks(dataset: h5py.Dataset) -> NDArray[Any]:
+    isal_zlib = importlib.import_module("isal.isal_zlib")
+    values = np.empty(dataset.shape, dataset.dtype)
+    for inside in dataset.iter_chunks():
+        skipped, content = dataset.id.read_direct_chunk(tuple(part.start for part in inside))
+        try:
+            content = content if skipped else isal_zlib.decompress(content)
+        except isal_zlib.error as error:
+            raise ValueError(f"broken chunk: {error}") from error
+        chunk = np.frombuffer(content, dataset.dtype).reshape(dataset.chunks)
+        # Chunks at the far edges reach beyond the dataset.
+        values[inside] = chunk[tuple(slice(part.stop - part.start) for part in inside)]
+    return values
+
+
 def text(value: object) -> str:
-    """A text attribute: bytes, a one-element array of them, or a string."""
+    """A text attribute: bytes, a one-element array of them, or a string; padding is cut off."""
     if isinstance(value, np.ndarray):
         value = value.reshape(-1)[0]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    value = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return value.strip(" \0")
 
 
 def number(value: object) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from pipelines.errors import FrameError, NoFramesError, UnknownNameError
+from pipelines.grid import Grid
 from pipelines.sources import SOURCES, get_source
 from pipelines.sources.base import frame
 from pipelines.sources.hdf5 import number, open_hdf5, text
@@ -127,6 +128,24 @@ def test_a_dry_pixel_is_observed_and_a_missing_one_is_not(grid):
     assert one.attrs["units"] == "mm h-1"
     assert one.attrs["cell_methods"] == "time: point"
     assert pd.Timestamp(one["time"].item()) == MIDNIGHT
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_rain_rate_is_missing_in_fields_of_any_size_and_type(dtype, overwrite):
+    grid = Grid.from_corner("EPSG:4326", -130.0, 55.0, (0.01, 0.01), (400, 700))
+    rng = np.random.default_rng(0)
+    given = rng.normal(0, 5, grid.shape).astype(dtype)
+    given[rng.random(grid.shape) < 0.1] = np.nan
+    given[0, :3] = [np.inf, -np.inf, -0.0]
+    before = given.copy()
+    one = frame(given, grid, MIDNIGHT, overwrite=overwrite)
+    expected = np.where((before >= 0) & np.isfinite(before), before, np.nan).astype("f4")
+    np.testing.assert_array_equal(one.values, expected)
+    np.testing.assert_array_equal(one["observed"], np.isfinite(expected))
+    assert one.dtype == np.float32
+    if not overwrite:
+        np.testing.assert_array_equal(given, before)
 
 
 @pytest.mark.parametrize("source", SOURCES)
