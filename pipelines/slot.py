@@ -20,7 +20,7 @@ from pipelines.manifest import ManifestRow, frame_row
 from pipelines.section import Section
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import Duration, format_duration, now, time_text, utc
-from pipelines.units import DRY_MM_H, MISSING, SCALE_MM_H, pack
+from pipelines.units import count, pack
 
 CLOCKS_DIFFER = pd.Timedelta("1h")
 """A valid time so much later than now is a clock that differs; later ones are misdated."""
@@ -232,9 +232,10 @@ def _decode(content: bytes, file: FrameFile, archive: Archive, settings: IngestS
             remedy="ingest it into another product",
         )
     stored, clipped = pack(frame.values)
-    facts = frame_facts(stored)
-    fraction = round(facts["observed"] / stored.size, 4)
-    return Decoded(stored, facts | {"clipped": clipped, "observed_fraction": fraction})
+    counts = count(stored)
+    fraction = round(counts.observed / stored.size, 4)
+    facts = {**counts._asdict(), "clipped": clipped, "observed_fraction": fraction}
+    return Decoded(stored, facts)
 
 
 def _frame(content: bytes, settings: IngestSettings) -> xr.DataArray:
@@ -255,14 +256,6 @@ def _frame(content: bytes, settings: IngestSettings) -> xr.DataArray:
 def plausible(time: pd.Timestamp, settings: IngestSettings) -> bool:
     """Whether a radar can have seen this: a misdated file must not stretch the axis."""
     return utc(settings.earliest) <= time <= now() + CLOCKS_DIFFER
-
-
-def frame_facts(stored: NDArray[np.uint16]) -> dict[str, int]:
-    """What tells a frame's stored integers (y, x) from another's: see `ManifestRow`."""
-    missing = int(np.count_nonzero(stored == MISSING))
-    wet = int(np.count_nonzero(stored >= round(DRY_MM_H / SCALE_MM_H))) - missing
-    total = int(stored.sum(dtype=np.uint64)) - missing * MISSING
-    return {"observed": stored.size - missing, "wet": wet, "total": total}
 
 
 def _row(file: FrameFile, settings: IngestSettings) -> ManifestRow:

@@ -4,6 +4,7 @@ Shapes are free: every function is elementwise and keeps NaN, which means "not o
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ BLOCK = 1 << 17
 """Pixels packed at a time."""
 DRY_MM_H = 0.1
 """Below this a pixel counts as dry, as in the pysteps and HKO-7 conventions."""
+WET = round(DRY_MM_H / SCALE_MM_H)
+"""The least stored integer that is not dry."""
 
 Floats = NDArray[np.floating]
 
@@ -53,23 +56,50 @@ def rain_rate_from_accumulation(accumulation_mm: Floats, hours: float) -> Floats
 def pack(rain_rate_mm_h: Floats) -> tuple[NDArray[np.uint16], int]:
     """Stored integers (0.01 mm/h, 65535 = not observed) and how many pixels had to be clipped.
 
-    Negative rain rates are no rain rates: they are stored as not observed. A block of rows at a
-    time, so that large fields stay in the processor's cache.
+    Negative rain rates are no rain rates: they are stored as not observed. A block at a time, so
+    that what is worked on stays in the processor's cache.
     """
     stored = np.empty(rain_rate_mm_h.shape, np.uint16)
-    clipped = 0
     flat, flat_stored = rain_rate_mm_h.reshape(-1), stored.reshape(-1)
+    clipped = 0
     for start in range(0, flat.size, BLOCK):
-        block = slice(start, start + BLOCK)
+        rain_rate, block = flat[start : start + BLOCK], flat_stored[start : start + BLOCK]
         with np.errstate(invalid="ignore", over="ignore"):
-            steps = np.rint(flat[block] * (1 / SCALE_MM_H))
-            flat_stored[block] = steps  # NaN and what does not fit are set below
-            over = steps > MISSING - 1
-            if over.any():
-                flat_stored[block][over] = MISSING - 1
-                clipped += int(over.sum())
-            flat_stored[block][~(flat[block] >= 0)] = MISSING
+            steps = rain_rate * (1 / SCALE_MM_H)
+            np.rint(steps, out=steps)
+            block[:] = steps  # NaN and what does not fit are set below
+            if not steps.max(initial=0) <= MISSING - 1:  # NaN too
+                over = steps > MISSING - 1
+                block[over] = MISSING - 1
+                clipped += int(np.count_nonzero(over))
+            if not rain_rate.min(initial=0) >= 0:  # NaN too
+                np.putmask(block, ~(rain_rate >= 0), MISSING)
     return stored, clipped
+
+
+class Counts(NamedTuple):
+    """What tells one field's stored integers from another's.
+
+    Parameters
+    ----------
+    observed, wet : pixels observed, and those of them with 0.1 mm/h or more
+    total : the sum of the observed pixels' integers, hundredths of mm/h
+    """
+
+    observed: int
+    wet: int
+    total: int
+
+
+def count(stored: NDArray[np.uint16]) -> Counts:
+    """The counts of a field's stored integers."""
+    flat, missing, wet, total = stored.reshape(-1), 0, 0, 0
+    for start in range(0, flat.size, BLOCK):
+        block = flat[start : start + BLOCK]
+        missing += int(np.count_nonzero(block == MISSING))
+        wet += int(np.count_nonzero(block >= WET))
+        total += int(block.sum(dtype=np.uint64))
+    return Counts(flat.size - missing, wet - missing, total - missing * MISSING)
 
 
 def unpack(stored: NDArray[np.uint16]) -> NDArray[np.float32]:

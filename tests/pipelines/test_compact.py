@@ -11,10 +11,9 @@ from pipelines.errors import NotFoundError
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, ingest
 from pipelines.manifest import ManifestRow, frame_rows
-from pipelines.slot import frame_facts
 from pipelines.sources.synthetic import PROJECTION
 from pipelines.times import time_text
-from pipelines.units import pack
+from pipelines.units import count, pack
 
 START = pd.Timestamp("2024-06-01T00:00")
 TIMESTEP = pd.Timedelta("5min")
@@ -164,7 +163,7 @@ def test_a_large_field_is_compacted_column_by_column(tmp_path, build_archive):
     rows = [
         ManifestRow(
             time_text(TIMES[slot]), "ok", f"file {slot}", 1, "", str(slot), "odim", "odim/1", "",
-            **frame_facts(pack(field)[0]),
+            **count(pack(field)[0])._asdict(),
         )
         for slot, field in fields.items()
     ]  # fmt: skip

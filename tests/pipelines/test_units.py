@@ -7,11 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipelines.units import (
+    BLOCK,
     LARGEST_MM_H,
     MARSHALL_PALMER,
     MISSING,
     SCALE_MM_H,
     ZRRelation,
+    count,
     pack,
     rain_rate_from_accumulation,
     rain_rate_from_reflectivity,
@@ -111,3 +113,24 @@ def test_an_unpacked_rain_rate_is_the_nearest_float_to_its_hundredths():
 
 def test_a_tenth_of_a_millimetre_is_not_dry_once_stored():
     assert unpack(pack(np.array([0.1]))[0])[0] >= 0.1
+
+
+def test_counts_by_hand():
+    stored = np.array([[0, 9, 10], [MISSING, 500, MISSING - 1]], np.uint16)
+    assert count(stored) == (5, 3, 0 + 9 + 10 + 500 + 65534)
+
+
+@given(hnp.arrays(np.uint16, hnp.array_shapes(max_dims=3, max_side=5)))
+def test_counts_are_those_of_the_observed_pixels(stored):
+    observed = stored[stored != MISSING]
+    assert count(stored) == (observed.size, (observed >= 10).sum(), observed.sum(dtype=np.int64))
+
+
+def test_fields_of_more_than_a_block_are_packed_whole():
+    field = np.random.default_rng(0).uniform(-10, 700, 3 * BLOCK + 7)
+    field[::11] = np.nan
+    stored, clipped = pack(field)
+    expected = np.where(field >= 0, np.rint(np.minimum(field, LARGEST_MM_H) * 100), MISSING)
+    np.testing.assert_array_equal(stored, expected)
+    assert clipped == (np.rint(field * 100) > MISSING - 1).sum()
+    assert count(stored).observed == (field >= 0).sum()
