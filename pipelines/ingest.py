@@ -19,12 +19,12 @@ import pandas as pd
 
 from pipelines import storage
 from pipelines.archive import Archive, Status, create
+from pipelines.decode import IngestSettings, decoder, grid_of, plausible
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
-from pipelines.grid import Grid
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.progress import bar
-from pipelines.slot import IngestSettings, SlotResult, give_up, ingest_slot, plausible
+from pipelines.slot import SlotResult, give_up, ingest_slot
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import time_text, utc
 from pipelines.workers import run_parallel
@@ -97,7 +97,7 @@ def _ingest(
         archive = Archive(archive_url)
     except NotFoundError:
         archive = _create_for(archive_url, files, settings)
-    todo, previous = _plan(archive, files, get_source(settings.source).decoder)
+    todo, previous = _plan(archive, files, decoder(settings))
     report.settled = len(files) - sum(len(group) for group in todo)
     if todo:
         times = [group[0].valid_time for group in todo]
@@ -118,7 +118,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
     problems = []
     for file in files:
         try:
-            grid = Grid.of(source.read(storage.read_bytes(file.url)))
+            grid = grid_of(storage.read_bytes(file.url), settings)
             break
         except FrameError as error:
             problems.append(error)
@@ -181,7 +181,7 @@ def _timestep(times: pd.DatetimeIndex, settings: IngestSettings) -> pd.Timedelta
 
 
 def _plan(
-    archive: Archive, files: list[FrameFile], decoder: str
+    archive: Archive, files: list[FrameFile], decoder_now: str
 ) -> tuple[list[list[FrameFile]], dict[str, list[ManifestRow]]]:
     """Groups of files by valid time that need reading, and the manifest's rows of those times.
 
@@ -199,7 +199,7 @@ def _plan(
         return any(
             row.sha256
             and (row.key, row.size, row.received, row.decoder)
-            == (file.url, file.size, time_text(file.received), decoder)
+            == (file.url, file.size, time_text(file.received), decoder_now)
             for row in known.get(time_text(file.valid_time), [])
         )
 

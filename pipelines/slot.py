@@ -1,56 +1,18 @@
 """One valid time: its files, and which of them becomes the archive's frame. A Dask task each."""
 
-import datetime as dt
 import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
-import numpy as np
 import pandas as pd
-import xarray as xr
-from numpy.typing import NDArray
-from pydantic import Field
 
 from pipelines import storage
 from pipelines.archive import Archive, Status
-from pipelines.errors import FrameError, GridMismatchError, SquallError
-from pipelines.grid import Grid
+from pipelines.decode import Decoded, IngestSettings, decode, decoder
+from pipelines.errors import FrameError, GridMismatchError
 from pipelines.manifest import ManifestRow, frame_row
-from pipelines.section import Section
 from pipelines.sources import FrameFile, get_source
-from pipelines.times import Duration, format_duration, now, time_text, utc
-from pipelines.units import count, pack
-
-CLOCKS_DIFFER = pd.Timedelta("1h")
-"""A valid time so much later than now is a clock that differs; later ones are misdated."""
-
-
-class IngestSettings(Section):
-    """Where frames come from and how they are taken in."""
-
-    source: str = Field("odim", description="Format of the files: see `squall sources`.")
-    location: str | None = Field(
-        None, description="Folder or URL (s3://…) where the provider's files appear."
-    )
-    timestep: Duration | None = Field(
-        None, description="Spacing of frames; the source's own, or the files' own, by default."
-    )
-    workers: int = Field(2, ge=1, le=256, description="Dask worker processes on this machine.")
-    scheduler: str | None = Field(
-        None, description="Address of a Dask scheduler; a local one is started by default."
-    )
-    earliest: dt.datetime = Field(
-        dt.datetime(1990, 1, 1), description="Frames before this are misdated: bad, UTC."
-    )
-    late_after: Duration = Field(
-        pd.Timedelta("10min").to_pytimedelta(),
-        description="A frame that arrives longer than this after its valid time is late.",
-    )
-    history_after: Duration = Field(
-        pd.Timedelta("1D").to_pytimedelta(),
-        description="Arrival longer than this after the valid time is history being loaded: ok.",
-    )
+from pipelines.times import now, time_text, utc
 
 
 @dataclass(frozen=True)
@@ -67,14 +29,6 @@ class SlotResult:
     written: bool
     fits: bool
     wrong_grid: str | None
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """A file's content as the archive stores it: integers (y, x), and what there is to say."""
-
-    stored: NDArray[np.uint16]
-    facts: dict[str, Any]
 
 
 def ingest_slot(
@@ -99,7 +53,7 @@ def ingest_slot(
         try:
             content = _read(file)
             row = replace(row, sha256=hashlib.sha256(content).hexdigest())
-            decoded[row.sha256] = _decode(content, file, archive, settings)
+            decoded[row.sha256] = decode(content, file, archive, settings)
             row = replace(row, **decoded[row.sha256].facts)
         except FrameError as error:
             wrong_grid = str(error.found) if isinstance(error, GridMismatchError) else wrong_grid
@@ -197,67 +151,6 @@ def _same(one: ManifestRow | None, other: ManifestRow) -> bool:
     return one is not None and (one.sha256, one.decoder) == (other.sha256, other.decoder)
 
 
-def _decode(content: bytes, file: FrameFile, archive: Archive, settings: IngestSettings) -> Decoded:
-    """What the archive stores of a file's content; `FrameError` where it does not fit."""
-    if not plausible(file.valid_time, settings):
-        raise FrameError(
-            "a frame from an impossible time",
-            found=time_text(file.valid_time),
-            expected=f"{time_text(utc(settings.earliest))} to now",
-            remedy="check the file's name; for older archives set ingest.earliest",
-        )
-    frame = _frame(content, settings)
-    inside = pd.Timestamp(frame["time"].item())
-    if inside != file.valid_time:
-        raise FrameError(
-            "name and content differ in time",
-            found=f"{time_text(inside)} inside {file.name}",
-            expected=time_text(file.valid_time),
-            remedy="check the file with its provider; rename it if the content is right",
-        )
-    if file.valid_time not in archive.times:
-        raise FrameError(
-            "a time that is not on the archive's axis",
-            found=time_text(file.valid_time),
-            expected=f"{time_text(archive.times[0])} or a time that is whole timesteps of "
-            f"{format_duration(archive.timestep)} away",
-            remedy="use another product for another timestep",
-        )
-    grid = Grid.of(frame)
-    if not grid.matches(archive.grid):
-        raise GridMismatchError(
-            "a grid that is not the archive's",
-            found=str(grid),
-            expected=str(archive.grid),
-            remedy="ingest it into another product",
-        )
-    stored, clipped = pack(frame.values)
-    counts = count(stored)
-    fraction = round(counts.observed / stored.size, 4)
-    facts = {**counts._asdict(), "clipped": clipped, "observed_fraction": fraction}
-    return Decoded(stored, facts)
-
-
-def _frame(content: bytes, settings: IngestSettings) -> xr.DataArray:
-    """What the source makes of a content; whatever goes wrong in there is the file's fault."""
-    try:
-        return get_source(settings.source).read(content)
-    except SquallError:
-        raise
-    except Exception as error:
-        raise FrameError(
-            "a file that its reader cannot make sense of",
-            found=f"{type(error).__name__}: {error}",
-            expected=f"a complete file of source {settings.source}",
-            remedy="fetch the file again; if it repeats, report it with the file",
-        ) from error
-
-
-def plausible(time: pd.Timestamp, settings: IngestSettings) -> bool:
-    """Whether a radar can have seen this: a misdated file must not stretch the axis."""
-    return utc(settings.earliest) <= time <= now() + CLOCKS_DIFFER
-
-
 def _row(file: FrameFile, settings: IngestSettings) -> ManifestRow:
     """The row of a file that has not been read yet: no hash."""
     source = get_source(settings.source)
@@ -269,6 +162,6 @@ def _row(file: FrameFile, settings: IngestSettings) -> ManifestRow:
         received=time_text(file.received),
         sha256="",
         source=source.name,
-        decoder=source.decoder,
+        decoder=decoder(settings),
         ingested=time_text(now()),
     )
