@@ -144,7 +144,7 @@ def _decode(
     """Stored integers, clipped pixels and observed fraction; `FrameError` where it does not fit."""
     frame = get_source(settings.source).read(content)
     inside = pd.Timestamp(frame["time"].item())
-    if inside != file.valid_time:
+    if not pd.isna(inside) and inside != file.valid_time:
         raise FrameError(
             "name and content differ in time",
             found=f"{time_text(inside)} inside {file.name}",

@@ -81,22 +81,24 @@ class Source(Protocol):
 def frame(
     rain_rate_mm_h: NDArray[np.floating],
     grid: Grid,
-    valid_time: pd.Timestamp,
+    valid_time: pd.Timestamp | None,
     **provenance: str,
 ) -> xr.DataArray:
     """A CF frame: `rain_rate(y, x)` in mm/h, NaN where not observed.
 
     Coordinates: `x`, `y`, the CRS, the scalar `time` (= valid_time, UTC) and the boolean
-    `observed(y, x)`. A dry pixel is 0 and observed; a missing one is NaN and not.
+    `observed(y, x)`. A dry pixel is 0 and observed; a missing one is NaN and not. `valid_time` is
+    None, and `time` NaT, where the format holds no time: then that of the file's name counts.
     """
     check_shape(rain_rate_mm_h.shape, grid)
     rain_rate = np.where(rain_rate_mm_h >= 0, rain_rate_mm_h, np.nan).astype(np.float32)
+    time = valid_time.to_datetime64() if valid_time is not None else np.datetime64("NaT", "ns")
     return xr.DataArray(
         rain_rate,
         dims=("y", "x"),
         coords=grid.coords(lonlat=False)
         | {
-            "time": ((), valid_time.to_datetime64(), {"standard_name": "time"}),
+            "time": ((), time, {"standard_name": "time"}),
             "observed": (("y", "x"), np.isfinite(rain_rate)),
         },
         name="rain_rate",
@@ -118,16 +120,18 @@ def find_by_name(
     *,
     source: str,
     example: str,
+    time_format: str = "%Y%m%d%H%M",
 ) -> list[FrameFile]:
     """Files under a location (recursively) whose name matches `pattern`.
 
-    The pattern's group ``time`` holds YYYYmmddHHMM, with or without separators and seconds.
+    The pattern's group ``time`` holds the digits of `time_format`, with or without separators
+    between and seconds after them.
     """
     matches: list[FrameFile] = []
     others = 0
     for entry in _walk(location):
         match = pattern.search(entry["name"].rsplit("/", 1)[-1])
-        valid_time = _name_time(match["time"]) if match else None
+        valid_time = _name_time(match["time"], time_format) if match else None
         if valid_time is None:
             others += 1
         elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
@@ -158,10 +162,11 @@ def _walk(location: str) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _name_time(digits: str) -> pd.Timestamp | None:
+def _name_time(digits: str, time_format: str) -> pd.Timestamp | None:
     digits = re.sub(r"\D", "", digits)
+    length = len(dt.datetime(2000, 1, 1).strftime(time_format))
     try:
-        time = dt.datetime.strptime(digits[:12], "%Y%m%d%H%M")
+        time = dt.datetime.strptime(digits[:length], time_format)
     except ValueError:
         return None
     return pd.Timestamp(time).as_unit("ns")
