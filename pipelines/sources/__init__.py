@@ -2,10 +2,24 @@
 
 from pipelines.errors import UnknownNameError
 from pipelines.sources.base import FrameFile, Source
+from pipelines.sources.bom import Bom
+from pipelines.sources.fmi_geotiff import FmiGeotiff
+from pipelines.sources.fmi_pgm import FmiPgm
 from pipelines.sources.knmi import Knmi
+from pipelines.sources.meteoswiss import MeteoSwiss
 from pipelines.sources.odim import Odim
 
-SOURCES: dict[str, Source] = {source.name: source for source in (Knmi(), Odim())}
+SOURCES: dict[str, Source] = {
+    source.name: source
+    for source in (
+        Bom(),
+        FmiGeotiff(),
+        FmiPgm(),
+        Knmi(),
+        MeteoSwiss(),
+        Odim(),
+    )
+}
 
 
 def get_source(name: str) -> Source:
