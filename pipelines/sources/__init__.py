@@ -8,6 +8,7 @@ from pipelines.sources.fmi_pgm import FmiPgm
 from pipelines.sources.knmi import Knmi
 from pipelines.sources.meteoswiss import MeteoSwiss
 from pipelines.sources.odim import Odim
+from pipelines.sources.radolan import Radolan
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -18,6 +19,7 @@ SOURCES: dict[str, Source] = {
         Knmi(),
         MeteoSwiss(),
         Odim(),
+        Radolan(),
     )
 }
 

@@ -3,10 +3,12 @@
 import bz2
 import contextlib
 import gzip
+import importlib
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
-from pipelines.errors import FrameError
+from pipelines.errors import FrameError, SquallError
 
 READING_ERRORS = (
     *(OSError, EOFError, LookupError, ValueError, TypeError, AttributeError),
@@ -24,7 +26,7 @@ def reading(content: bytes, kind: str) -> Iterator[None]:
         )
     try:
         yield
-    except FrameError:
+    except SquallError:
         raise
     except READING_ERRORS as error:
         raise FrameError(
@@ -44,11 +46,17 @@ def decompressed(content: bytes) -> bytes:
     return content
 
 
-def needs_formats_extra(source: str, error: ImportError) -> FrameError:
-    """The error of a source whose library is not installed."""
-    return FrameError(
-        f"the source {source} cannot read without an optional library",
-        found=str(error),
-        expected="Squall's extra `formats`",
-        remedy="install it: `pip install 'squall[formats]'`",
-    )
+def formats_library(module: str, source: str) -> Any:
+    """A module of a library that only some formats need.
+
+    Raises `SquallError` where it is not installed: that is no fault of the file's.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise SquallError(
+            f"the source {source} needs a library that is not installed",
+            found=str(error),
+            expected="Squall with its extra `formats`",
+            remedy="install it: `pip install 'squall[formats]'`",
+        ) from error

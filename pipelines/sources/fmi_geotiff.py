@@ -15,7 +15,7 @@ import xarray as xr
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
 from pipelines.sources.base import FrameFile, find_by_name, frame
-from pipelines.sources.content import needs_formats_extra, reading
+from pipelines.sources.content import formats_library, reading
 from pipelines.sources.fmi import LICENCE, rain_rate_table
 from pipelines.units import FINLAND_RAIN, ZRRelation
 
@@ -45,20 +45,16 @@ class FmiGeotiff:
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""
-        try:
-            from rasterio.errors import RasterioError
-            from rasterio.io import MemoryFile
-        except ImportError as error:
-            raise needs_formats_extra(self.name, error) from error
+        rasterio = formats_library("rasterio", self.name)
         with reading(content, "a GeoTIFF composite of FMI"):
             if content[:4] not in (b"II*\0", b"MM\0*"):
                 raise ValueError(f"starts with {content[:4]!r}, no TIFF")
             try:
-                with MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
+                with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
                     items = _items(file.tags()["GDAL_METADATA"])
                     grid = _grid(file)
                     stored = file.read(1)
-            except RasterioError as error:
+            except rasterio.errors.RasterioError as error:
                 raise OSError(str(error)) from error
             if items["Quantity", "unit"] != "dBZ" or stored.dtype != "uint8":
                 raise FrameError(

@@ -98,10 +98,10 @@ def _grid(header: dict[str, str], shape: tuple[int, int]) -> Grid:
         f"+R={EARTH_RADIUS_M} +x_0={FALSE_EASTING_M} +y_0={FALSE_NORTHING_M} +units=m"
     )
     to_projection = pyproj.Transformer.from_crs(crs.geodetic_crs, crs, always_xy=True)
-    (west, south), (east, north) = (
-        to_projection.transform(*map(float, header[corner].split()))
-        for corner in ("bottomleft", "topright")
+    lons, lats = zip(
+        *(map(float, header[corner].split()) for corner in ("bottomleft", "topright")), strict=True
     )
+    (west, east), (south, north) = to_projection.transform(lons, lats)
     dx, dy = float(header["metersperpixel_x"]), float(header["metersperpixel_y"])
     own = shape[1] * dx, shape[0] * dy
     if abs(east - west - own[0]) > dx / 2 or abs(north - south - own[1]) > dy / 2:

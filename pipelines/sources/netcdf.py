@@ -8,7 +8,7 @@ import pyproj
 import xarray as xr
 from numpy.typing import NDArray
 
-from pipelines.sources.content import needs_formats_extra
+from pipelines.sources.content import formats_library
 
 
 def open_netcdf(content: bytes, source: str, **options: Any) -> xr.Dataset:
@@ -17,10 +17,7 @@ def open_netcdf(content: bytes, source: str, **options: Any) -> xr.Dataset:
         return xr.open_dataset(io.BytesIO(content), engine="scipy", **options)
     if not content.startswith(b"\x89HDF"):
         raise ValueError(f"starts with {content[:4]!r}, neither netCDF-3 nor netCDF-4")
-    try:
-        import h5netcdf  # noqa: F401
-    except ImportError as error:
-        raise needs_formats_extra(source, error) from error
+    formats_library("h5netcdf", source)
     return xr.open_dataset(io.BytesIO(content), engine="h5netcdf", **options)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.errors import FrameError, NoFramesError, UnknownNameError
+from pipelines.errors import FrameError, NoFramesError, SquallError, UnknownNameError
 from pipelines.sources import SOURCES, get_source
 from pipelines.sources.base import frame
 from pipelines.sources.hdf5 import number, open_hdf5, text
@@ -160,3 +160,11 @@ def test_text_attributes_come_in_many_forms(value):
 @pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.array([2.0]), np.array([[2]])])
 def test_numeric_attributes_come_in_many_forms(value):
     assert number(value) == 2.0
+
+
+def test_a_library_that_is_not_installed_is_no_fault_of_the_files():
+    from pipelines.sources.content import formats_library
+
+    with pytest.raises(SquallError, match=r"pip install 'squall\[formats\]'") as caught:
+        formats_library("no_such_library", "radolan")
+    assert not isinstance(caught.value, FrameError)

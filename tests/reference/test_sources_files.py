@@ -150,3 +150,18 @@ def test_a_rainfields_file_reads_as_pysteps_reads_it(tmp_path):
     # pysteps takes the outer pixels' centres for the domain's edges.
     assert (grid.x[0], grid.x[-1]) == (metadata["x1"], metadata["x2"])
     assert (grid.y[-1], grid.y[0]) == (metadata["y1"], metadata["y2"])
+
+
+def test_a_radolan_composite_reads_as_pysteps_reads_it(tmp_path):
+    pytest.importorskip("wradlib")
+    from pysteps.io.importers import import_dwd_radolan
+
+    stored = np.random.default_rng(7).integers(0, 4096, (900, 900)).astype("<u2")
+    stored[::3, ::2] = 0x29C4  # nodata
+    head = "RW010050100000624BY1620134VS 3SW   2.13.1PR E-01INT  60GP 900x 900MS 62<"
+    path = tmp_path / "raa01-rw_10000-2406010050-dwd---bin"
+    path.write_bytes(head.encode().ljust(133, b" ") + b"\x03" + stored.tobytes())
+    frame = get_source("radolan").read(path.read_bytes())
+    rain_rate_mm_h, _, _ = import_dwd_radolan(str(path), "RW")
+    # pysteps takes 0.01 from every value, so that dry pixels are negative; south comes first.
+    np.testing.assert_allclose(frame.values, rain_rate_mm_h[::-1] + 0.01, rtol=1e-6)
