@@ -3,6 +3,7 @@
 from pipelines.errors import UnknownNameError
 from pipelines.sources.base import FrameFile, Source
 from pipelines.sources.bom import Bom
+from pipelines.sources.cf import Cf
 from pipelines.sources.fmi_geotiff import FmiGeotiff
 from pipelines.sources.fmi_pgm import FmiPgm
 from pipelines.sources.knmi import Knmi
@@ -14,6 +15,7 @@ SOURCES: dict[str, Source] = {
     source.name: source
     for source in (
         Bom(),
+        Cf(),
         FmiGeotiff(),
         FmiPgm(),
         Knmi(),

@@ -8,6 +8,7 @@ import pyproj
 import xarray as xr
 from numpy.typing import NDArray
 
+from pipelines.errors import FrameError
 from pipelines.sources.content import formats_library
 
 
@@ -36,7 +37,7 @@ def in_metres(coordinate: xr.DataArray) -> NDArray[np.float64]:
     factors = {"m": 1.0, "metre": 1.0, "metres": 1.0, "meter": 1.0, "meters": 1.0}
     factors |= {"km": 1000.0, "kilometre": 1000.0, "kilometer": 1000.0}
     if units not in factors:
-        raise ValueError(f"coordinate {coordinate.name} in {units!r}, not m or km")
+        raise no_grid(f"coordinate {coordinate.name} in {units!r}", "m or km")
     return coordinate.values.astype(np.float64) * factors[units]
 
 
@@ -44,4 +45,15 @@ def check_even(coordinate: NDArray[np.float64], name: str) -> None:
     """Raise where pixels are not all of one size (to a hundredth of a pixel)."""
     spacing = np.diff(coordinate)
     if coordinate.size < 2 or not np.allclose(spacing, spacing.mean(), rtol=0.01, atol=0):
-        raise ValueError(f"coordinate {name} is not evenly spaced")
+        raise no_grid(f"coordinate {name} of {coordinate.size} values", "evenly spaced ones")
+
+
+def no_grid(found: str, expected: str) -> FrameError:
+    """The error of a file whose georeferencing cannot be used."""
+    return FrameError(
+        "no usable grid",
+        found=found,
+        expected=expected,
+        remedy="mend the file's coordinates or grid_mapping (CF conventions, 4 and 5.6), for "
+        "example with `ncatted`",
+    )
