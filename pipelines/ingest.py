@@ -30,6 +30,7 @@ from pipelines.grid import Grid
 from pipelines.progress import bar
 from pipelines.slot import IngestSettings, SlotResult, ingest_slot
 from pipelines.sources import FrameFile, get_source
+from pipelines.sources.base import content_of
 from pipelines.times import now, time_text, utc
 from pipelines.workers import run_parallel
 
@@ -112,7 +113,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
     problems = []
     for file in files:
         try:
-            grid = Grid.of(source.read(storage.read_bytes(file.url)))
+            grid = Grid.of(source.read(content_of(source, file)))
             break
         except FrameError as error:
             problems.append(error)

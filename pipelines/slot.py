@@ -8,12 +8,12 @@ import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipelines import storage
 from pipelines.archive import Archive, ManifestRow, Status
 from pipelines.errors import FrameError, GridMismatchError
 from pipelines.grid import Grid
 from pipelines.section import Section
 from pipelines.sources import FrameFile, get_source
+from pipelines.sources.base import content_of
 from pipelines.times import Duration, format_duration, now, time_text, utc
 from pipelines.units import pack
 
@@ -75,7 +75,7 @@ def ingest_slot(
     decoded: dict[str, NDArray[np.uint16]] = {}
     wrong_grid: str | None = None
     for file in files:
-        content = storage.read_bytes(file.url)
+        content = content_of(get_source(settings.source), file)
         row = _row(file, content, settings)
         try:
             decoded[row.sha256], clipped, observed = _decode(content, file, archive, settings)

@@ -10,6 +10,7 @@ from pipelines.sources.knmi import Knmi
 from pipelines.sources.meteoswiss import MeteoSwiss
 from pipelines.sources.odim import Odim
 from pipelines.sources.radolan import Radolan
+from pipelines.sources.sevir import Sevir
 
 SOURCES: dict[str, Source] = {
     source.name: source
@@ -22,6 +23,7 @@ SOURCES: dict[str, Source] = {
         MeteoSwiss(),
         Odim(),
         Radolan(),
+        Sevir(),
     )
 }
 

@@ -8,7 +8,7 @@ import datetime as dt
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -78,6 +78,20 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Fetching(Protocol):
+    """What a source has besides, where the provider's files hold many frames each."""
+
+    def fetch(self, file: FrameFile) -> bytes:
+        """One frame's bytes, for `Source.read`; ``file.url`` says which by what follows its #."""
+        ...
+
+
+def content_of(source: Source, file: FrameFile) -> bytes:
+    """A frame's bytes: the whole file's, or those that the source takes out of it."""
+    return source.fetch(file) if isinstance(source, Fetching) else storage.read_bytes(file.url)
+
+
 def frame(
     rain_rate_mm_h: NDArray[np.floating],
     grid: Grid,
@@ -135,7 +149,7 @@ def find_by_name(
         if valid_time is None:
             others += 1
         elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
-            matches.append(_frame_file(location, entry, valid_time))
+            matches.append(frame_file(location, entry, valid_time))
     if not matches:
         period = f" from {time_text(start) if start else 'any time'}" if start or end else ""
         period += f" to {time_text(end)}" if end else ""
@@ -172,7 +186,8 @@ def _name_time(digits: str, time_format: str) -> pd.Timestamp | None:
     return pd.Timestamp(time).as_unit("ns")
 
 
-def _frame_file(location: str, entry: dict[str, Any], valid_time: pd.Timestamp) -> FrameFile:
+def frame_file(location: str, entry: dict[str, Any], valid_time: pd.Timestamp) -> FrameFile:
+    """The file of a listing's entry (`fsspec` keys: name, size and a modification time)."""
     fs, _ = storage.filesystem(location)
     # Local listings say `mtime` in seconds; object stores say `LastModified` (s3fs) or similar.
     modified = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")
