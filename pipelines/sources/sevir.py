@@ -7,8 +7,8 @@ Its times, corners and projection are in SEVIR's CATALOG.csv, which lies in a fo
 VIL is not a rain rate and no relation between the two is general. The one used here is the liquid
 water content of Greene and Clark (M = 3.44e-3·Z^(4/7) g/m³) in a uniform column of 5 km, then a
 Z–R relation. That depth brings the six VIL levels by which SEVIR is scored (0.14 to 32 kg/m²) to
-within 1.4 dB of the six VIP levels of reflectivity (18 to 57 dBZ). The relation is monotone: it keeps
-the order of VIL, and each frame's attributes name it.
+within 1.4 dB of the six VIP levels of reflectivity (18 to 57 dBZ). The relation is monotone: it
+keeps the order of VIL, and each frame's attributes name it.
 
 Sources: M. Veillette, S. Samsi and C. Mattioli, "SEVIR: a storm event imagery dataset", NeurIPS
 2020, and its tutorial (catalog, VIL's encoding, rows from south to north); D. R. Greene and

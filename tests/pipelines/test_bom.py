@@ -35,6 +35,7 @@ def rainfields(
     minutes=10,
     units="kg m-2",
     proj=PROJ,
+    offset_mm=0.0,
 ):
     end = pd.Timestamp("2018-06-16T10:00").value // 10**9
     dataset = xr.Dataset(
@@ -45,7 +46,7 @@ def rainfields(
                 {
                     "units": units,
                     "scale_factor": 0.05,
-                    "add_offset": 0.0,
+                    "add_offset": offset_mm,
                     "_FillValue": np.int16(-1),
                     "grid_mapping": "proj",
                 },
@@ -82,6 +83,12 @@ def test_the_interval_is_the_files_own():
 
 def test_negative_codes_are_missing_and_zero_is_dry():
     np.testing.assert_array_equal(read(rainfields())["observed"].values, STORED >= 0)
+
+
+def test_a_code_stays_a_code_where_packing_would_make_it_rain():
+    frame = read(rainfields(offset_mm=1.0))
+    np.testing.assert_array_equal(frame["observed"].values, STORED >= 0)
+    np.testing.assert_allclose(frame.values[0, :2], [6, 6.3], rtol=1e-6)
 
 
 def test_coordinates_in_kilometres_become_metres():

@@ -168,3 +168,14 @@ def test_a_library_that_is_not_installed_is_no_fault_of_the_files():
     with pytest.raises(SquallError, match=r"pip install 'squall\[formats\]'") as caught:
         formats_library("no_such_library", "radolan")
     assert not isinstance(caught.value, FrameError)
+
+
+def test_reading_keeps_our_own_errors_and_turns_others_into_frame_errors():
+    from pipelines.sources.content import reading
+
+    own = SquallError("no library", found="none", expected="one", remedy="install it")
+    with pytest.raises(SquallError) as caught, reading(b"x", "a file"):
+        raise own
+    assert caught.value is own
+    with pytest.raises(FrameError, match="not readable as a file"), reading(b"x", "a file"):
+        raise LookupError("y")
