@@ -78,7 +78,7 @@ def decode(content: bytes, file: FrameFile, archive: Archive, settings: IngestSe
         )
     frame = read(content, settings)
     inside = pd.Timestamp(frame["time"].item())
-    if inside != file.valid_time:
+    if not pd.isna(inside) and inside != file.valid_time:
         raise FrameError(
             "name and content differ in time",
             found=f"{time_text(inside)} inside {file.name}",

@@ -4,6 +4,7 @@ Rows run north to south, as radar files are written. Coordinates are metres of t
 latitude-longitude grid they are degrees east and north.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -105,7 +106,7 @@ class Grid:
         coords: dict[str, Any] = {
             "y": ("y", self.y, y_attrs),
             "x": ("x", self.x, x_attrs),
-            CRS_VARIABLE: ((), np.int32(0), self.crs.to_cf() | {"spatial_ref": self.crs_wkt}),
+            CRS_VARIABLE: ((), np.int32(0), _cf(self.crs) | {"spatial_ref": self.crs_wkt}),
         }
         if lonlat and not self.is_geographic:
             lon, lat = self.lonlat(*np.meshgrid(self.x, self.y))
@@ -148,9 +149,17 @@ class Grid:
             )
         method = (self.crs.coordinate_operation or self.crs).name
         if method == "unknown":
-            method = self.crs.to_cf().get("grid_mapping_name", "unknown projection")
+            method = _cf(self.crs).get("grid_mapping_name", "unknown projection")
         upper_left = f"upper left {west:.0f}, {north:.0f} m"
         return f"{rows}×{columns} pixels of {dy:.0f}×{dx:.0f} m ({method}, {upper_left})"
+
+
+def _cf(crs: pyproj.CRS) -> dict[str, Any]:
+    """CF grid mapping attributes; `crs_wkt` among them holds what CF cannot say."""
+    with warnings.catch_warnings():
+        # CF has no name for one angle of the Swiss projection.
+        warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
+        return crs.to_cf()
 
 
 def snap(coordinate_m: float, pixel_m: float) -> float:

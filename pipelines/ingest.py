@@ -26,6 +26,7 @@ from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.progress import bar
 from pipelines.slot import SlotResult, give_up, ingest_slot
 from pipelines.sources import FrameFile, get_source
+from pipelines.sources.base import content_of
 from pipelines.times import time_text, utc
 from pipelines.workers import run_parallel
 
@@ -118,7 +119,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
     problems = []
     for file in files:
         try:
-            grid = grid_of(storage.read_bytes(file.url), settings)
+            grid = grid_of(content_of(source, file), settings)
             break
         except FrameError as error:
             problems.append(error)

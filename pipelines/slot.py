@@ -6,12 +6,12 @@ from functools import lru_cache
 
 import pandas as pd
 
-from pipelines import storage
 from pipelines.archive import Archive, Status
 from pipelines.decode import Decoded, IngestSettings, decode, decoder
 from pipelines.errors import FrameError, GridMismatchError
 from pipelines.manifest import ManifestRow, frame_row
 from pipelines.sources import FrameFile, get_source
+from pipelines.sources.base import content_of
 from pipelines.times import now, time_text, utc
 
 
@@ -51,7 +51,7 @@ def ingest_slot(
     for file in files:
         row = _row(file, settings)
         try:
-            content = _read(file)
+            content = _read(file, settings)
             row = replace(row, sha256=hashlib.sha256(content).hexdigest())
             decoded[row.sha256] = decode(content, file, archive, settings)
             row = replace(row, **decoded[row.sha256].facts)
@@ -89,8 +89,10 @@ def give_up(
         remedy="look at the file and at the workers' memory",
     )
     rows = [replace(_row(file, settings), outcome="bad", error=str(error)) for file in files]
+    contents = [_read(file, settings) for file in files]
     rows = [
-        replace(row, sha256=hashlib.sha256(storage.read_bytes(row.key)).hexdigest()) for row in rows
+        replace(row, sha256=hashlib.sha256(content).hexdigest())
+        for row, content in zip(rows, contents, strict=True)
     ]
     frame = frame_row(previous)
     status = Status[frame.outcome.upper()] if frame else Status.BAD
@@ -103,10 +105,10 @@ def _open(archive_url: str, version: str) -> Archive:
     return Archive(archive_url)
 
 
-def _read(file: FrameFile) -> bytes:
+def _read(file: FrameFile, settings: IngestSettings) -> bytes:
     """A file's content; `FrameError` where it has gone or is closed to us."""
     try:
-        return storage.read_bytes(file.url)
+        return content_of(get_source(settings.source), file)
     except (FileNotFoundError, PermissionError) as error:
         raise FrameError(
             "a file that was listed and cannot be read",

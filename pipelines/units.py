@@ -33,8 +33,13 @@ class ZRRelation:
     a: float
     b: float
 
+    def __str__(self) -> str:
+        return f"{self.name}: a={self.a:g}, b={self.b:g}"
+
 
 MARSHALL_PALMER = ZRRelation("Marshall–Palmer 1948", a=200.0, b=1.6)
+FINLAND_RAIN = ZRRelation("Leinonen et al. 2012, Finland", a=223.0, b=1.53)
+"""doi:10.1175/JAMC-D-11-056.1; what FMI uses for rain."""
 
 
 def rain_rate_from_reflectivity(reflectivity_dbz: Floats, zr: ZRRelation) -> Floats:

@@ -8,7 +8,7 @@ import datetime as dt
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -79,10 +79,24 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Fetching(Protocol):
+    """What a source has besides, where the provider's files hold many frames each."""
+
+    def fetch(self, file: FrameFile) -> bytes:
+        """One frame's bytes, for `Source.read`; ``file.url`` says which by what follows its #."""
+        ...
+
+
+def content_of(source: Source, file: FrameFile) -> bytes:
+    """A frame's bytes: the whole file's, or those that the source takes out of it."""
+    return source.fetch(file) if isinstance(source, Fetching) else storage.read_bytes(file.url)
+
+
 def frame(
     rain_rate_mm_h: NDArray[np.floating],
     grid: Grid,
-    valid_time: pd.Timestamp,
+    valid_time: pd.Timestamp | None,
     *,
     overwrite: bool = False,
     **provenance: str,
@@ -91,17 +105,19 @@ def frame(
 
     Coordinates: `x`, `y`, the CRS, the scalar `time` (= valid_time, UTC) and the boolean
     `observed(y, x)`. A dry pixel is 0 and observed; a missing one is NaN and not. What is negative
-    or infinite is no rain rate, so it is missing. With `overwrite` the frame may take the given
-    array's memory, which then holds something else.
+    or infinite is no rain rate, so it is missing. `valid_time` is None, and `time` NaT, where the
+    format holds no time: then that of the file's name counts. With `overwrite` the frame may take
+    the given array's memory, which then holds something else.
     """
     check_shape(rain_rate_mm_h.shape, grid)
     rain_rate, observed = _mask(rain_rate_mm_h, overwrite)
+    time = valid_time.to_datetime64() if valid_time is not None else np.datetime64("NaT", "ns")
     return xr.DataArray(
         rain_rate,
         dims=("y", "x"),
         coords=grid.coords(lonlat=False)
         | {
-            "time": ((), valid_time.to_datetime64(), {"standard_name": "time"}),
+            "time": ((), time, {"standard_name": "time"}),
             "observed": (("y", "x"), observed),
         },
         name="rain_rate",
@@ -148,20 +164,22 @@ def find_by_name(
     *,
     source: str,
     example: str,
+    time_format: str = "%Y%m%d%H%M",
 ) -> list[FrameFile]:
     """Files under a location (recursively) whose name matches `pattern`.
 
-    The pattern's group ``time`` holds YYYYmmddHHMM, with or without separators and seconds.
+    The pattern's group ``time`` holds the digits of `time_format`, with or without separators
+    between and seconds after them.
     """
     matches: list[FrameFile] = []
     others = 0
     for entry in _walk(location):
         match = pattern.search(entry["name"].rsplit("/", 1)[-1])
-        valid_time = _name_time(match["time"]) if match else None
+        valid_time = _name_time(match["time"], time_format) if match else None
         if valid_time is None:
             others += 1
         elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
-            matches.append(_frame_file(location, entry, valid_time))
+            matches.append(frame_file(location, entry, valid_time))
     if not matches:
         period = f" from {time_text(start) if start else 'any time'}" if start or end else ""
         period += f" to {time_text(end)}" if end else ""
@@ -188,16 +206,18 @@ def _walk(location: str) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def _name_time(digits: str) -> pd.Timestamp | None:
+def _name_time(digits: str, time_format: str) -> pd.Timestamp | None:
     digits = re.sub(r"\D", "", digits)
+    length = len(dt.datetime(2000, 1, 1).strftime(time_format))
     try:
-        time = dt.datetime.strptime(digits[:12], "%Y%m%d%H%M")
+        time = dt.datetime.strptime(digits[:length], time_format)
     except ValueError:
         return None
     return pd.Timestamp(time).as_unit("ns")
 
 
-def _frame_file(location: str, entry: dict[str, Any], valid_time: pd.Timestamp) -> FrameFile:
+def frame_file(location: str, entry: dict[str, Any], valid_time: pd.Timestamp) -> FrameFile:
+    """The file of a listing's entry (`fsspec` keys: name, size and a modification time)."""
     fs, _ = storage.filesystem(location)
     # Local listings say `mtime` in seconds; object stores say `LastModified` (s3fs) or similar.
     modified = entry.get("mtime") or entry.get("LastModified") or entry.get("last_modified")

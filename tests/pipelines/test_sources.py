@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.errors import FrameError, NoFramesError, UnknownNameError
+from pipelines.errors import FrameError, NoFramesError, SquallError, UnknownNameError
 from pipelines.grid import Grid
 from pipelines.sources import SOURCES, get_source
 from pipelines.sources.base import frame
@@ -179,3 +179,22 @@ def test_text_attributes_come_in_many_forms(value):
 @pytest.mark.parametrize("value", [2, 2.0, np.int64(2), np.array([2.0]), np.array([[2]])])
 def test_numeric_attributes_come_in_many_forms(value):
     assert number(value) == 2.0
+
+
+def test_a_library_that_is_not_installed_is_no_fault_of_the_files():
+    from pipelines.sources.content import formats_library
+
+    with pytest.raises(SquallError, match=r"pip install 'squall\[formats\]'") as caught:
+        formats_library("no_such_library", "radolan")
+    assert not isinstance(caught.value, FrameError)
+
+
+def test_reading_keeps_our_own_errors_and_turns_others_into_frame_errors():
+    from pipelines.sources.content import reading
+
+    own = SquallError("no library", found="none", expected="one", remedy="install it")
+    with pytest.raises(SquallError) as caught, reading(b"x", "a file"):
+        raise own
+    assert caught.value is own
+    with pytest.raises(FrameError, match="not readable as a file"), reading(b"x", "a file"):
+        raise LookupError("y")
