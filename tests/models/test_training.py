@@ -110,7 +110,7 @@ def test_samples_are_the_same_from_memory_and_from_the_store(dataset):
     stored = SequenceDataset(dataset.archive, dataset.index, memory_bytes=0)
     for sample in (0, 5, len(dataset) - 1):
         torch.testing.assert_close(dataset[sample], stored[sample], equal_nan=True, rtol=0, atol=0)
-        expected = torch.from_numpy(dataset.index.read(dataset.archive, sample))
+        expected = torch.from_numpy(dataset.index.read(dataset.reader, sample))
         torch.testing.assert_close(dataset[sample], expected, equal_nan=True, rtol=0, atol=0)
 
 
