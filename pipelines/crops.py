@@ -86,7 +86,7 @@ def _crop_sums(
         strip = slice(top, top + CHUNK)
         for frame, stored in enumerate(reader.read_stored(slots, strip)):
             missing = stored == MISSING
-            fields = *(table[stored] for table in _tables()), ~missing
+            fields = *(table.take(stored) for table in _tables()), ~missing
             stored[missing] = 0
             for column, x in enumerate(xs):
                 for kind, field in enumerate(fields):
