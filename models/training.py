@@ -97,7 +97,7 @@ class TrainSettings(Section):
     @model_validator(mode="after")
     def _something_to_train_on(self) -> "TrainSettings":
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError("validation_fraction and test_fraction must leave something to train")
+            raise ValueError("validation and test fraction must leave something to train on")
         return self
 
     def sequence_shape(self, archive: Archive) -> SequenceShape:

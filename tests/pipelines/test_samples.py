@@ -225,9 +225,20 @@ def test_a_frame_that_came_later_makes_its_days_anew(long_archive, made, grid):
     assert set(index.first) == set(range(14))
 
 
-def test_a_frame_that_was_corrected_makes_the_days_that_use_it_anew(long_archive, made, grid):
+@pytest.mark.parametrize(
+    ("slot", "days"),
+    [
+        (9, ["03"]),
+        (3, ["01", "02"]),  # the past of a sequence of the day after
+        (4, ["01", "02"]),  # the future of a sequence of the day before
+    ],
+)
+def test_a_frame_that_was_corrected_makes_the_days_that_use_it_anew(
+    long_archive, made, grid, slot, days
+):
+    time = long_archive.times[slot]
+
     def send(sha256):
-        time = long_archive.times[4]  # midnight: in a sequence of the day before, too
         text = f"{time.isoformat()}Z"
         row = ManifestRow(text, "ok", "f.h5", 1, text, sha256, "odim", "odim-1", text)
         long_archive.commit([row], {time: Status.OK})
@@ -239,10 +250,10 @@ def test_a_frame_that_was_corrected_makes_the_days_that_use_it_anew(long_archive
     send("first")
     build_index(long_archive, init_times, SHAPE)
     assert made == []
-    long_archive.write_frame(long_archive.times[4], np.full(grid.shape, 30000, np.uint16))
+    long_archive.write_frame(time, np.full(grid.shape, 30000, np.uint16))
     send("second")
     index = build_index(long_archive, init_times, SHAPE)
-    assert sorted(made) == ["01", "02"]
+    assert sorted(made) == days
     assert (index.max_mm_h == 300.0).any()
 
 

@@ -56,12 +56,12 @@ def test_the_last_sequences_of_a_short_archive_validate_by_hand():
 
 
 def test_the_very_last_ones_test_by_hand():
-    # The last quarter tests; the quarter before it validates but for 2, and 2 more lie between.
+    # The last 5 test, 5 more validate, and twice 2 lie between.
     axis = pd.date_range(START, periods=20, freq="5min")
     training, validation, test = split(axis, pd.Timedelta("5min"), SHAPE, 0.25, 0.25)
     assert list(test) == list(axis[15:])
-    assert list(validation) == list(axis[10:13])
-    assert list(training) == list(axis[:8])
+    assert list(validation) == list(axis[8:13])
+    assert list(training) == list(axis[:6])
 
 
 @pytest.mark.parametrize(("count", "fraction"), [(20, 0.0), (3, 0.4), (0, 0.5)])
