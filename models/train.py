@@ -7,7 +7,8 @@ from models.ray_training import fit
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.archive import Archive
-from pipelines.samples import build_index, complete_init_times, describe, split
+from pipelines.samples import build_index, complete_init_times, describe
+from pipelines.split import split
 from pipelines.times import now, time_text, utc
 
 log = logging.getLogger(__name__)
@@ -27,11 +28,16 @@ def train_model(
         utc(settings.end) if settings.end else None,
     )
     init_times = complete_init_times(times, archive.timestep, shape)
-    training_times, validation_times = split(
-        init_times, archive.timestep, shape, settings.validation_fraction
+    parts = split(
+        init_times,
+        archive.timestep,
+        shape,
+        settings.validation_fraction,
+        settings.test_fraction,
+        settings.split_seed,
     )
-    training = build_index(archive, training_times, shape)
-    validation = build_index(archive, validation_times, shape) if len(validation_times) else None
+    training = build_index(archive, parts.training, shape)
+    validation = build_index(archive, parts.validation, shape) if len(parts.validation) else None
     log.info("training: %s", describe(training, archive))
     run = settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
     trained = fit(

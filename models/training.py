@@ -20,6 +20,7 @@ from models.losses import Loss, get_loss
 from models.networks import build_model
 from models.normalisation import Kind, RainNormalisation
 from pipelines.archive import Archive
+from pipelines.reading import SampleReader
 from pipelines.samples import SampleIndex, SequenceShape
 from pipelines.section import Section
 from pipelines.times import Duration, spaced
@@ -61,8 +62,12 @@ class TrainSettings(Section):
     )
     crop: int = Field(128, ge=8, description="Side of a training crop in pixels.")
     validation_fraction: float = Field(
-        0.15, ge=0, lt=1, description="Share of the sequences, the last ones, kept for validation."
+        0.15, ge=0, lt=1, description="Share of the sequences kept for validation."
     )
+    test_fraction: float = Field(
+        0.0, ge=0, lt=1, description="Share of the sequences that training never sees."
+    )
+    split_seed: int = Field(0, ge=0, description="Deals days to training, validation and test.")
     normalisation: Kind = Field("log", description="Scale on which rain rate is learnt.")
     loss: str = Field("mse", description="Loss over observed pixels: mse or mae.")
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
@@ -87,6 +92,12 @@ class TrainSettings(Section):
     def _a_sample_for_every_worker(self) -> "TrainSettings":
         if self.samples_per_epoch < self.workers:
             raise ValueError("samples_per_epoch must be at least workers")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_train_on(self) -> "TrainSettings":
+        if self.validation_fraction + self.test_fraction >= 1:
+            raise ValueError("validation and test fraction must leave something to train on")
         return self
 
     def sequence_shape(self, archive: Archive) -> SequenceShape:
@@ -128,11 +139,12 @@ class SequenceDataset(Dataset[Tensor]):
 
     def __init__(self, archive: Archive, index: SampleIndex, memory_bytes: int = 2**29) -> None:
         self.archive, self.index = archive, index
+        self.reader = SampleReader(archive.url)
         slots = index.slots()
         rows, columns = archive.grid.shape
         self._first = slots.start
         self._frames = (
-            archive.read_stored(slots)
+            self.reader.read_stored(slots)
             if (slots.stop - slots.start) * rows * columns * 2 <= memory_bytes
             else None
         )
@@ -142,7 +154,7 @@ class SequenceDataset(Dataset[Tensor]):
 
     def __getitem__(self, sample: int) -> Tensor:
         if self._frames is None:
-            return torch.from_numpy(self.index.read(self.archive, sample))
+            return torch.from_numpy(self.index.read(self.reader, sample))
         slots, y, x = self.index.window(sample)
         slots = slice(slots.start - self._first, slots.stop - self._first)
         return torch.from_numpy(unpack(self._frames[slots, y, x]))

@@ -4,19 +4,27 @@ A sequence is `past` then `future` frames, evenly spaced, every one of them comm
 archive. A sample is a crop of one, named by its init_time and its upper-left pixel.
 """
 
-from dataclasses import dataclass
+import hashlib
+import io
+import json
+import logging
+from dataclasses import asdict, dataclass
 
+import dask
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.archive import Archive, open_archive
+from pipelines import storage
+from pipelines.archive import Archive, read_manifest
+from pipelines.crops import sequence_table
 from pipelines.errors import SquallError
+from pipelines.reading import SampleReader
 from pipelines.times import format_duration, time_text
-from pipelines.units import unpack
 
-LEAST_ACCEPTANCE = 1e-4
-RAIN_ACCEPTANCE = 0.1
+STATISTICS = ("valid_fraction", "mean_mm_h", "max_mm_h", "acceptance")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,13 @@ class SequenceShape:
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """The samples of an archive: slot of the first frame, and upper-left pixel of the crop.
+    """The samples of an archive: slot of the first frame, upper-left pixel, what is in the crop.
 
     Parameters
     ----------
     first, y, x : (sample,) int64
+    valid_fraction : (sample,) float32 in (0, 1], the share of pixels that are observed
+    mean_mm_h, max_mm_h : (sample,) float32, of the observed pixels
     acceptance : (sample,) float64 in (0, 1], how likely an epoch is to use the sample
     """
 
@@ -50,6 +60,9 @@ class SampleIndex:
     first: NDArray[np.int64]
     y: NDArray[np.int64]
     x: NDArray[np.int64]
+    valid_fraction: NDArray[np.float32]
+    mean_mm_h: NDArray[np.float32]
+    max_mm_h: NDArray[np.float32]
     acceptance: NDArray[np.float64]
 
     def __len__(self) -> int:
@@ -61,9 +74,9 @@ class SampleIndex:
         size = self.shape.crop
         return slice(first, first + self.shape.frames), slice(y, y + size), slice(x, x + size)
 
-    def read(self, archive: Archive, sample: int) -> NDArray[np.float32]:
+    def read(self, reader: SampleReader, sample: int) -> NDArray[np.float32]:
         """One sample: (time, y, x) float32 mm/h, NaN where not observed."""
-        return unpack(archive.read_stored(*self.window(sample)))
+        return reader.read(*self.window(sample))
 
     def slots(self) -> slice:
         """All slots that any sample uses, and those between."""
@@ -81,108 +94,139 @@ def complete_init_times(
     return times[complete]
 
 
-def split(
-    init_times: pd.DatetimeIndex,
-    timestep: pd.Timedelta,
-    shape: SequenceShape,
-    validation_fraction: float,
-) -> tuple[pd.DatetimeIndex, pd.DatetimeIndex]:
-    """Training and validation init_times: the last ones validate, and no frame is in both.
-
-    The gap between them is as long as a sequence; where there are too few sequences for that, there
-    is no validation part.
-    """
-    count = round(len(init_times) * validation_fraction)
-    if count == 0:
-        return init_times, init_times[:0]
-    validation = init_times[-count:]
-    training = init_times[init_times <= validation[0] - timestep * shape.frames]
-    return (training, validation) if len(training) else (init_times, init_times[:0])
-
-
 def build_index(
     archive: Archive, init_times: pd.DatetimeIndex, shape: SequenceShape
 ) -> SampleIndex:
     """All crops (half overlapping) of the sequences at `init_times`, with their acceptance.
 
-    Acceptance follows DGMR (Ravuri et al. 2021, Methods): p = min(1, 1e-4 + 0.1·mean(1 − e^(−R)))
-    per sequence and crop, R in mm/h, here scaled so that the wettest sample has p = 1. Crops with
-    no observed pixel are left out. Means are computed with Dask, a frame at a time.
+    See `pipelines.crops.sequence_table` for what is known of a sample. Samples are found a day at a
+    time with Dask, and kept beside the archive in one Parquet file a day,
+    ``{product}.samples/{past}-{future}-{crop}/{day}.parquet``, with the columns of that table. A
+    file says which frames it was made from (their times, sources and decoders); where those are no
+    longer the archive's, it is made anew.
     """
-    if len(init_times) == 0:
+    size = min(shape.crop, *archive.grid.shape)
+    shape = SequenceShape(shape.past, shape.future, size)
+    usable = archive.usable_times()
+    complete = complete_init_times(usable, archive.timestep, shape)
+    complete = complete[complete.floor("D").isin(init_times.floor("D"))]
+    if len(complete.intersection(init_times)) == 0:
         raise SquallError(
             "no sequence to learn from",
             found="no run of frames without a gap that is long enough",
             expected=f"{shape.frames} successive frames ({shape.past} past, {shape.future} future)",
             remedy="ingest a longer period, or shorten train.past and train.future",
         )
-    size = min(shape.crop, *archive.grid.shape)
-    shape = SequenceShape(shape.past, shape.future, size)
-    ys, xs = (_positions(length, size) for length in archive.grid.shape)
-    wetness, observed = _crop_means(archive, init_times, shape, ys, xs)
-    sequence, row, column = np.nonzero(observed > 0)
-    wet = wetness[sequence, row, column]
-    acceptance = np.minimum(1.0, LEAST_ACCEPTANCE + RAIN_ACCEPTANCE * wet)
-    first = archive.times.get_indexer(init_times - archive.timestep * (shape.past - 1))
-    return SampleIndex(
-        shape,
-        first=first[sequence].astype(np.int64),
-        y=ys[row],
-        x=xs[column],
-        acceptance=acceptance / acceptance.max(),
+    first = archive.times.get_indexer(complete - archive.timestep * (shape.past - 1))
+    folder = f"{_folder(archive.url)}/{shape.past}-{shape.future}-{shape.crop}"
+    make = dask.delayed(_samples_of_day, pure=False)
+    reader = SampleReader(archive.url)
+    sources = _sources(archive, shape, complete)
+    days = complete.floor("D")
+    tables = dask.compute(
+        *(
+            make(
+                f"{folder}/{day:%Y-%m-%d}.parquet",
+                _identity(archive, shape, usable, complete[days == day], sources),
+                reader,
+                complete[days == day],
+                first[days == day],
+                shape,
+                archive.grid.shape,
+            )
+            for day in days.unique()
+        )
     )
+    table = pd.concat(tables, ignore_index=True)
+    table = table[table["init_time"].isin(init_times)]
+    if table.empty:
+        raise SquallError(
+            "no sample to learn from",
+            found=f"{len(init_times)} sequences without an observed pixel",
+            expected="frames with observations",
+            remedy="look at the frames with `squall show`",
+        )
+    slots = archive.times.get_indexer(pd.DatetimeIndex(table["init_time"]))
+    columns = {name: table[name].to_numpy() for name in ("y", "x", *STATISTICS)}
+    return SampleIndex(shape, first=slots - (shape.past - 1), **columns)
 
 
-def _positions(length: int, size: int) -> NDArray[np.int64]:
-    """Half-overlapping crop positions that cover an axis to its end."""
-    return np.array([*range(0, length - size, max(1, size // 2)), length - size], np.int64)
+# Parquet -----------------------------------------------------------------------------------------
 
 
-def _crop_means(
-    archive: Archive,
+def _folder(url: str) -> str:
+    return storage.normalise(url).removesuffix(".zarr") + ".samples"
+
+
+def _samples_of_day(
+    url: str,
+    identity: str,
+    reader: SampleReader,
     init_times: pd.DatetimeIndex,
+    first: NDArray[np.int64],
     shape: SequenceShape,
-    ys: NDArray[np.int64],
-    xs: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean of 1 − e^(−R) and observed fraction of every (init_time, crop row, crop column)."""
-    times = pd.date_range(
+    grid_shape: tuple[int, int],
+) -> pd.DataFrame:
+    """One day's table: the one at `url` where its identity is right, else made and kept there."""
+    table = _stored_table(url)
+    if table is not None and table.attrs.get("identity") == identity:
+        return table
+    table = sequence_table(reader, init_times, first, shape.frames, shape.crop, grid_shape)
+    table.attrs.update(asdict(shape), identity=identity)
+    content = io.BytesIO()
+    table.to_parquet(content, index=False)
+    try:
+        storage.write_bytes(url, content.getvalue())
+    except OSError as error:
+        log.warning("samples are not kept at %s: %s", storage.display(url), error)
+    return table
+
+
+def _stored_table(url: str) -> pd.DataFrame | None:
+    """The table at `url`; None where there is none that can be read."""
+    try:
+        return pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
+    except (OSError, ValueError):
+        return None
+
+
+def _span(
+    archive: Archive, shape: SequenceShape, init_times: pd.DatetimeIndex
+) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """The first and the last frame of the sequences at `init_times`."""
+    return (
         init_times[0] - archive.timestep * (shape.past - 1),
         init_times[-1] + archive.timestep * shape.future,
-        freq=archive.timestep,
     )
-    frames = open_archive(archive.url)["rain_rate"].sel(time=times).data.rechunk((1, -1, -1))
-    means = frames.map_blocks(
-        _frame_means,
-        shape.crop,
-        ys,
-        xs,
-        dtype="f8",
-        chunks=((1,) * len(times), (2,), (len(ys),), (len(xs),)),
-        new_axis=1,
-    ).compute()
-    starts = times.get_indexer(init_times - archive.timestep * (shape.past - 1))
-    windows = means[starts[:, None] + np.arange(shape.frames)].mean(axis=1)
-    return windows[:, 0], windows[:, 1]
 
 
-def _frame_means(
-    frame: NDArray[np.floating], size: int, ys: NDArray[np.int64], xs: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """(1, y, x) mm/h → (1, 2, crop row, crop column): mean wetness and observed fraction.
+def _sources(
+    archive: Archive, shape: SequenceShape, init_times: pd.DatetimeIndex
+) -> dict[str, str]:
+    """What the manifest says every frame was made from and by, by valid time."""
+    start, stop = _span(archive, shape, init_times)
+    days = pd.date_range(start.floor("D"), stop, freq="D")
+    return {
+        row.valid_time: f"{row.sha256} {row.decoder}"
+        for day in days
+        for row in read_manifest(archive.url, [f"{day:%Y-%m-%d}"])
+        if row.outcome in ("ok", "late")
+    }
 
-    By summed-area tables, so that overlapping crops cost nothing more.
-    """
-    observed = np.isfinite(frame[0])
-    wetness = np.where(observed, 1 - np.exp(-np.where(observed, frame[0], 0.0)), 0.0)
-    tables = np.zeros((2, frame.shape[1] + 1, frame.shape[2] + 1))
-    tables[:, 1:, 1:] = np.stack([wetness, observed]).cumsum(axis=1).cumsum(axis=2)
-    upper, lower = ys[:, None], ys[:, None] + size
-    totals = (
-        tables[:, lower, xs + size] - tables[:, upper, xs + size]
-        - tables[:, lower, xs] + tables[:, upper, xs]
-    )  # fmt: skip
-    return totals[None] / size**2
+
+def _identity(
+    archive: Archive,
+    shape: SequenceShape,
+    usable: pd.DatetimeIndex,
+    init_times: pd.DatetimeIndex,
+    sources: dict[str, str],
+) -> str:
+    """A digest of all that a day's table follows from."""
+    frames_used = usable[usable.slice_indexer(*_span(archive, shape, init_times))]
+    texts = [time_text(time) for time in frames_used]
+    frames = [(text, sources.get(text, "")) for text in texts]
+    facts = [asdict(shape), archive.grid.shape, str(archive.timestep), frames]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def describe(index: SampleIndex, archive: Archive) -> str:

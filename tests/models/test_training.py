@@ -8,6 +8,7 @@ import torch
 
 from models.losses import get_loss
 from models.normalisation import RainNormalisation
+from models.train import train_model
 from models.training import (
     Batch,
     Learner,
@@ -69,6 +70,27 @@ def test_a_misspelt_setting_is_an_error():
         TrainSettings(network={"hidden": 3})
 
 
+def test_a_split_that_leaves_nothing_to_train_on_is_an_error():
+    with pytest.raises(ValueError, match="must leave something to train on"):
+        TrainSettings(validation_fraction=0.5, test_fraction=0.5)
+
+
+def test_training_is_given_no_frame_that_validates_or_is_kept_for_testing(archive, monkeypatch):
+    class Given(Exception):
+        pass
+
+    def fit(url, settings, training, validation, **rest):
+        raise Given(training, validation)
+
+    monkeypatch.setattr("models.train.fit", fit)
+    split = {"validation_fraction": 0.2, "test_fraction": 0.3}
+    with pytest.raises(Given) as given:
+        train_model("unused", "net", archive.url, SETTINGS.model_copy(update=split))
+    training, validation = given.value.args
+    assert training.slots().stop <= validation.slots().start
+    assert validation.slots().stop < archive.slot(archive.usable_times()[-1])
+
+
 def test_settings_come_back_from_json():
     settings = SETTINGS.model_copy(update={"end": dt.datetime(2024, 6, 1)})
     assert TrainSettings.model_validate_json(settings.model_dump_json()) == settings
@@ -110,7 +132,7 @@ def test_samples_are_the_same_from_memory_and_from_the_store(dataset):
     stored = SequenceDataset(dataset.archive, dataset.index, memory_bytes=0)
     for sample in (0, 5, len(dataset) - 1):
         torch.testing.assert_close(dataset[sample], stored[sample], equal_nan=True, rtol=0, atol=0)
-        expected = torch.from_numpy(dataset.index.read(dataset.archive, sample))
+        expected = torch.from_numpy(dataset.index.read(dataset.reader, sample))
         torch.testing.assert_close(dataset[sample], expected, equal_nan=True, rtol=0, atol=0)
 
 
