@@ -24,21 +24,26 @@ KNOWN = (
 """What tensorstore takes of an array's metadata."""
 
 
+def available(url: str) -> bool:
+    """Whether tensorstore is installed and the URL is on this machine's file system."""
+    local = storage.local_path(url) is not None
+    return local and importlib.util.find_spec("tensorstore") is not None
+
+
 def fast_array(url: str, metadata: dict[str, Any]) -> Any | None:
     """The array at a URL with the metadata given, to be indexed like a NumPy array.
 
-    None where tensorstore is not installed, or the array is not on this machine's file system.
+    None where tensorstore is not available.
     Nothing is read to open it: the caller's metadata counts, not what lies beside the chunks.
     """
-    folder = storage.local_path(url)
-    if folder is None or importlib.util.find_spec("tensorstore") is None:
+    if not available(url):
         return None
     import tensorstore
 
     return tensorstore.open(
         {
             "driver": "zarr3",
-            "kvstore": {"driver": "file", "path": f"{folder}/"},
+            "kvstore": {"driver": "file", "path": f"{storage.local_path(url)}/"},
             "metadata": _without_defaults({name: metadata[name] for name in KNOWN}),
         },
         open=True,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipelines import storage
 from pipelines.archive import USABLE, Archive
 from pipelines.errors import SquallError
+from pipelines.fast import available, fast_array
 from pipelines.units import MISSING, unpack
 
 Window = tuple[slice, slice, slice]
@@ -86,22 +87,19 @@ class SampleReader:
     def _open(self) -> _Opened:
         archive = Archive(self.url)
         usable = np.isin(archive.status().to_numpy(), USABLE)
-        rows, columns = archive.grid.shape
-        fast = self.fast
-        if fast is None:
-            fast = storage.local_path(self.url) is not None and _tensorstore() is not None
-        read = _through_tensorstore(self.url) if fast else _through_zarr(archive)
-        self._opened = _Opened((len(usable), rows, columns), usable, read, os.getpid())
+        metadata = archive.root_metadata["consolidated_metadata"]["metadata"]["rain_rate"]
+        array = None
+        if self.fast is not False:
+            array = fast_array(storage.join(self.url, "rain_rate"), metadata)
+        self._opened = _Opened(
+            tuple(metadata["shape"]),
+            usable,
+            (lambda window: archive.read_stored(*window))
+            if array is None
+            else (lambda window: array[window].read().result()),
+            os.getpid(),
+        )
         return self._opened
-
-
-def _tensorstore() -> Any:
-    """The module, or None where it is not installed."""
-    try:
-        import tensorstore
-    except ImportError:
-        return None
-    return tensorstore
 
 
 def _require_fast(url: str) -> None:
@@ -112,20 +110,10 @@ def _require_fast(url: str) -> None:
             expected="a local folder",
             remedy="leave `fast` out: zarr-python reads this one",
         )
-    if _tensorstore() is None:
+    if not available(url):
         raise SquallError(
             "tensorstore is not installed",
             found="fast=True",
             expected="the package tensorstore",
             remedy="pip install 'squall[fast]', or leave `fast` out",
         )
-
-
-def _through_tensorstore(url: str) -> Callable[[Window], NDArray[np.uint16]]:
-    place = {"driver": "file", "path": f"{storage.local_path(url)}/rain_rate/"}
-    store = _tensorstore().open({"driver": "zarr3", "kvstore": place}, read=True).result()
-    return lambda window: store[window].read().result()
-
-
-def _through_zarr(archive: Archive) -> Callable[[Window], NDArray[np.uint16]]:
-    return lambda window: archive.read_stored(*window)

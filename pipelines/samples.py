@@ -16,9 +16,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.archive import Archive, read_manifest
+from pipelines.archive import Archive
 from pipelines.crops import sequence_table
 from pipelines.errors import SquallError
+from pipelines.manifest import read_manifest
 from pipelines.reading import SampleReader
 from pipelines.times import format_duration, time_text
 

@@ -1,8 +1,9 @@
 """Writes the golden stores beside this file: what Squall published must open for ever.
 
-Run it only when the format changes on purpose, and keep the old stores beside the new ones:
+When the format changes on purpose, raise FORMAT and run it; stores of older formats stay as they
+are:
 
-    python tests/golden/make.py
+    python -m tests.golden.make
 """
 
 import sys
@@ -19,8 +20,10 @@ from pipelines.archive import Archive, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.manifest import ManifestRow
 from pipelines.sources.synthetic import PROJECTION
-from pipelines.units import pack
+from pipelines.units import count, pack
 
+FORMAT = "2"
+"""1: as first published. 2: checksums in the archive, status ``moved``, counts in the manifest."""
 PRODUCT = "golden"
 START = pd.Timestamp("2024-06-01T05:00")
 TIMESTEP = pd.Timedelta("5min")
@@ -32,6 +35,12 @@ def field(slot: int) -> np.ndarray:
     values = (100.0 * slot + np.arange(64)) / 100
     values[0], values[-1] = np.nan, 655.34
     return values.reshape(8, 8)
+
+
+def facts(slot: int) -> dict:
+    """What the manifest says of a frame."""
+    counts = count(pack(field(slot))[0])._asdict()
+    return {"observed_fraction": 0.9844, "masked": {"speckle": 3}, **counts}
 
 
 def make(root: str) -> Archive:
@@ -54,7 +63,7 @@ def make(root: str) -> Archive:
             source="odim",
             decoder="odim/1 h5py/3.11.0",
             ingested="2024-06-01T05:10:01Z",
-            observed_fraction=None if status == Status.BAD else 0.9844,
+            **({} if status == Status.BAD else facts(slot)),
             error="unreadable HDF5 file" if status == Status.BAD else None,
         )
         for slot, status in outcomes.items()
@@ -69,7 +78,7 @@ def make(root: str) -> Archive:
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parent
+    folder = Path(__file__).parent / FORMAT
     for name in ("archive", "forecasts"):
         storage.remove(str(folder / name))
     make(str(folder))
