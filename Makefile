@@ -42,7 +42,7 @@ $(READY): pyproject.toml constraints.txt
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet "$(TORCH)" -e ".[dev,s3]"
+	.venv-lock/bin/python -m pip install --quiet "$(TORCH)" -e ".[dev]"
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
 		| grep -Ev '^(torch|triton|uv|nvidia-|cuda-|squall)' > constraints.txt
 	rm -rf .venv-lock

@@ -6,12 +6,12 @@ Bad input is one line on stderr (found, expected, remedy) and exit code 2.
 import logging
 import os
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError
 
+from flows.archive_commands import app as archive_app
+from flows.options import Common, overrides_of, settings_of
 from pipelines.errors import SquallError
 
 HELP = """Precipitation nowcasting from radar archives: ingest, train, nowcast, verify.
@@ -33,40 +33,7 @@ them with their values and origins.
 """
 
 app = App(name="squall", help=HELP, help_format="plaintext", version_flags=["--version"])
-
-
-@Parameter(name="*")
-@dataclass
-class Common:
-    """What every command takes.
-
-    Parameters
-    ----------
-    root: Where archives, models and forecasts live: a folder or URL.
-    product: Which archive, and its models and forecasts.
-    set: KEY=VALUE, any setting; repeat it for more.
-    verbose: Show logs.
-    """
-
-    root: str | None = None
-    product: str | None = None
-    set: Annotated[list[str], Parameter(negative=())] = field(default_factory=list)
-    verbose: Annotated[bool, Parameter(negative=())] = False
-
-
-def _settings(common: Common, defaults: dict[str, Any] | None = None, **given: Any) -> Any:
-    """The effective settings with this command's options on top."""
-    from flows.settings import load_settings
-
-    return load_settings(defaults, **_overrides(common, **given))
-
-
-def _overrides(common: Common, **given: Any) -> dict[str, Any]:
-    """Options of the command line as nested settings; named options win over --set."""
-    from flows.settings import merged, parse_assignments
-
-    options = {"root": common.root, "product": common.product, **given}
-    return merged(parse_assignments(common.set), options)
+app.command(archive_app)
 
 
 @app.command
@@ -108,7 +75,7 @@ def demo(
     place = Path(folder) / product
     common = Common(str(place), product, common.set, common.verbose)
     defaults = main_job.SYNTHETIC if archive is None else main_job.REAL
-    settings = _settings(common, defaults, ingest={"source": source})
+    settings = settings_of(common, defaults, ingest={"source": source})
     main_job.prepare_folder(place)
     if archive is None:
         archive, train_frames = main_job.write_synthetic(place)
@@ -151,7 +118,7 @@ def ingest(
     from pipelines.times import utc
 
     section = {"location": location, "source": source, "timestep": timestep}
-    settings = _settings(common or Common(), ingest=section)
+    settings = settings_of(common, ingest=section)
     report = flow(
         root=settings.root,
         product=settings.product,
@@ -187,7 +154,7 @@ def train(
     from flows.train import train as flow
     from pipelines.storage import display, join
 
-    settings = _settings(common or Common(), train={"start": start, "end": end, "epochs": epochs})
+    settings = settings_of(common, train={"start": start, "end": end, "epochs": epochs})
     model = flow(root=settings.root, product=settings.product, train=settings.train, progress=True)
     print(f"model: {display(join(settings.root, 'models', model))}")
 
@@ -219,8 +186,8 @@ def nowcast(
     from flows.nowcast import nowcast as flow
     from pipelines.times import utc
 
-    settings = _settings(
-        common or Common(),
+    settings = settings_of(
+        common,
         ingest={"location": location, "source": source},
         nowcast={"model": model, "lead_time": lead_time},
     )
@@ -247,7 +214,7 @@ def verify(*, common: Common | None = None) -> None:
     from flows.report import print_verification
     from flows.verify import verify as flow
 
-    settings = _settings(common or Common())
+    settings = settings_of(common)
     report = flow(
         root=settings.root, product=settings.product, verify=settings.verify, progress=True
     )
@@ -274,7 +241,7 @@ def show(
     """
     from flows.show import picture
 
-    settings = _settings(common or Common())
+    settings = settings_of(common)
     print(picture(settings, time=time, init_time=init_time, output=output))
 
 
@@ -288,7 +255,7 @@ def doctor(*, common: Common | None = None) -> int:
     from flows.report import print_checks, print_settings
     from flows.settings import explain, load_settings
 
-    overrides = _overrides(common or Common())
+    overrides = overrides_of(common)
     settings = load_settings(None, **overrides)
     print_settings(explain(settings, overrides))
     checks = list(examine(settings))

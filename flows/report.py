@@ -9,6 +9,7 @@ from flows.demo import DemoReport
 from flows.doctor import Check
 from flows.settings import Setting
 from flows.verify import VerifyReport
+from pipelines.info import ArchiveInfo
 from pipelines.sources import Source
 from pipelines.storage import display
 from pipelines.times import format_duration
@@ -58,6 +59,37 @@ def print_checks(checks: Iterable[Check]) -> None:
         state = f"[{colours[check.state]}]{check.state}[/]"
         table.add_row(check.name, state, check.found, check.remedy)
     console.print(table)
+
+
+def print_archive(info: ArchiveInfo) -> None:
+    """What an archive holds."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    counts = {"slots": info.statuses, "files": info.outcomes, "masked pixels": info.masked}
+    first, last = (f"{time:%Y-%m-%d %H:%M}" for time in (info.times[0], info.times[-1]))
+    rows = {
+        "archive": f"{display(info.url)} ({info.layout} layout)",
+        "grid": str(info.grid),
+        "axis": f"{first} to {last} UTC, every {format_duration(info.timestep)}",
+        "frames": str(len(info.usable)),
+        **{
+            name: ", ".join(f"{n} {of}" for of, n in sorted(c.items()))
+            for name, c in counts.items()
+        },
+        "read": ", ".join(f"{n} {decoder}" for decoder, n in sorted(info.decoders.items())),
+        "clipped pixels": str(info.clipped),
+        "size": f"{info.size / 1e6:.1f} MB; {info.gb_per_year:.2f} GB a year of such frames",
+    }
+    if info.training is not None:
+        rows["training layout"] = (
+            f"{len(info.training.usable)} frames, {info.training.size / 1e6:.1f} MB, "
+            f"{info.training.gb_per_year:.2f} GB a year"
+        )
+    for name, text in rows.items():
+        table.add_row(name, text or "none")
+    console.print(table)
+    for time, flags in info.suspects.iterrows():
+        why = ", ".join(flags.index[flags])
+        console.print(f"stands out: {time:%Y-%m-%d %H:%M} UTC by {why}")
 
 
 def print_verification(report: VerifyReport) -> None:

@@ -3,11 +3,14 @@
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 
+from flows.archive import compact_task
 from flows.settings import load_settings
 from models.registry import load_model
 from models.train import train_model
 from models.training import TrainSettings
+from pipelines import storage
 from pipelines.archive import archive_url
+from pipelines.compact import training_url
 
 train_task = task(name="train model")(train_model)
 
@@ -21,6 +24,8 @@ def train(
 ) -> str:
     """Train a network on the archive of a product with Ray Train; the new champion's id.
 
+    Where the archive has been compacted, the training layout is brought up to date and read.
+
     Parameters
     ----------
     root, product, train : override squall.toml and the environment where given
@@ -28,10 +33,14 @@ def train(
     """
     settings = load_settings(root=root, product=product, train=train)
     name = settings.train.model or settings.product
+    url = archive_url(settings.root, settings.product)
+    if storage.exists(training_url(url)):
+        compact_task(url, progress=progress)
+        url = training_url(url)
     model_id = train_task(
         settings.root,
         name,
-        archive_url(settings.root, settings.product),
+        url,
         settings.train,
         progress=progress,
     )

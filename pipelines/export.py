@@ -169,8 +169,8 @@ def export_netcdf(
         raise SquallError(
             "netCDF files cannot be written",
             found="no package h5netcdf",
-            expected="the extra `netcdf`",
-            remedy="pip install 'squall[netcdf]'",
+            expected="the extra `formats`",
+            remedy="pip install 'squall[formats]'",
         )
     archive = Archive(archive_url)
     target = storage.local_path(path)

@@ -18,7 +18,6 @@ surroundings have none; the minimum-echo-area test of Gabella and Notarpietro (2
 motion, it is set to dry: holes in clear air would say that nobody looked.
 """
 
-from collections.abc import Mapping
 from functools import lru_cache
 from io import BytesIO
 
@@ -221,34 +220,15 @@ def _median_around(field: NDArray[np.float64], window: int) -> NDArray[np.float6
 # Jumps -------------------------------------------------------------------------------------------
 
 
-def statistics(frame: xr.DataArray) -> dict[str, float]:
-    """A frame in three numbers: observed fraction, and mean rain rate and wet fraction of that.
-
-    The latter two are NaN where nothing is observed.
-    """
-    observed = frame.values[np.isfinite(frame.values)]
-    some = observed.size > 0
-    return {
-        "observed_fraction": observed.size / frame.size,
-        "rain_rate_mm_h": float(observed.mean(dtype=np.float64)) if some else np.nan,
-        "wet_fraction": float((observed >= DRY_MM_H).mean()) if some else np.nan,
-    }
-
-
-def table(frames: Mapping[pd.Timestamp, Mapping[str, float]]) -> pd.DataFrame:
-    """`statistics` of many frames, by time."""
-    rows = pd.DataFrame.from_dict(dict(frames), orient="index")
-    return rows.rename_axis("time").sort_index()
-
-
 def sudden_jumps(stats: pd.DataFrame, settings: QualitySettings) -> pd.DataFrame:
     """The flagged times, and by which statistic: booleans, one row for each of them.
 
-    `stats` is a `table`. Mean rain rate and wet fraction are flagged where they are more than
-    `jump_factor` above, or below, the neighbours on both sides: weather that arrives stays for
-    longer than a frame. The newest frame is judged once its successor is there. The observed
-    fraction is flagged where it is less than `least_coverage` of the median of the day around
-    (±12 h), so an outage is flagged as long as it lasts, up to half a day.
+    `stats` has the columns observed_fraction, rain_rate_mm_h and wet_fraction, by time (see
+    `pipelines.info.frame_statistics`). Mean rain rate and wet fraction are flagged where they are
+    more than `jump_factor` above, or below, the neighbours on both sides: weather that arrives
+    stays for longer than a frame. The newest frame is judged once its successor is there. The
+    observed fraction is flagged where it is less than `least_coverage` of the median of the day
+    around (±12 h), so an outage is flagged as long as it lasts, up to half a day.
 
     Pixels are not changed. What is flagged follows from the set of frames alone, whatever the order
     in which they arrived.

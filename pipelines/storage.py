@@ -21,6 +21,8 @@ from zarr.abc.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
 ROOT_METADATA = "zarr.json"
+PUBLIC = ("s3://noaa-mrms-pds/",)
+"""Buckets that anyone may read without an account: asked without credentials."""
 
 
 def normalise(url: str | os.PathLike[str]) -> str:
@@ -52,6 +54,8 @@ def filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URL and the path on it. Listings are never served from a cache."""
     url = normalise(url)
     options = {} if url.startswith("file://") else {"use_listings_cache": False}
+    if f"{url}/".startswith(PUBLIC):
+        options["anon"] = True
     fs, path = url_to_fs(url, **options)
     return fs, path
 
@@ -69,6 +73,12 @@ def names(url: str) -> list[str]:
         return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
     except FileNotFoundError:
         return []
+
+
+def size(url: str) -> int:
+    """The bytes of all objects under a folder; 0 where there is none."""
+    fs, path = filesystem(url)
+    return int(fs.du(path)) if fs.exists(path) else 0
 
 
 def read_bytes(url: str) -> bytes:

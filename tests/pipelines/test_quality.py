@@ -237,16 +237,6 @@ def minutes(flags: pd.DataFrame) -> list[int]:
     return [int((time - TIME).total_seconds() // 60) for time in flags.index]
 
 
-def test_a_frame_in_three_numbers():
-    one = of([[1, 0.05, NAN, NAN], [0, 3, NAN, NAN], [NAN] * 4, [NAN] * 4], FOUR)
-    assert quality.statistics(one) == pytest.approx(
-        {"observed_fraction": 0.25, "rain_rate_mm_h": 4.05 / 4, "wet_fraction": 0.5}
-    )
-    nothing = quality.statistics(of(np.full((4, 4), NAN), FOUR))
-    assert nothing["observed_fraction"] == 0
-    assert math.isnan(nothing["rain_rate_mm_h"])
-
-
 def test_a_jump_falls_back_and_a_change_of_weather_stays():
     assert minutes(sudden_jumps(stats([1, 1, 5, 1, 1]), JUMPS)) == [10]
     assert minutes(sudden_jumps(stats([1, 1, 0.2, 1, 1]), JUMPS)) == [10]
@@ -299,8 +289,6 @@ def test_the_order_of_arrival_has_no_say(rain, random):
     expected = sudden_jumps(ordered, JUMPS)
     shuffled = ordered.loc[[time for time, _ in rows]]
     pd.testing.assert_frame_equal(sudden_jumps(shuffled, JUMPS), expected, check_freq=False)
-    frame_of_rows = quality.table(dict(rows))
-    pd.testing.assert_frame_equal(sudden_jumps(frame_of_rows, JUMPS), expected, check_freq=False)
 
 
 def test_two_rows_of_one_time_are_an_error():
