@@ -105,9 +105,9 @@ def _ingest(
         times = [time for time in times if plausible(time, settings)]
         if times:
             archive.extend(_axis_start(times[0], archive), _axis_end(times[-1]))
-        listed = {file.url for file in files}
+        settled = {file.url for file in files} - {file.url for group in todo for file in group}
         rows = [row for known in previous.values() for row in known]
-        fits = any(row.outcome != "bad" and row.key in listed for row in rows)
+        fits = any(row.outcome != "bad" and row.key in settled for row in rows)
         _run(archive, todo, previous, settings, report, fits=fits, progress=progress)
     log.info("ingest into %s: %s", archive_url, report)
     return report
@@ -275,7 +275,5 @@ def _commit(
         if result.written:
             report.frames.append(result.time)
         report.outcomes.update(row.outcome for row in result.rows)
-        report.errors += [
-            f"{row.key.rsplit('/', 1)[-1]}: {row.error}" for row in result.rows if row.error
-        ]
+        report.errors += result.errors
     archive.commit([row for result in results for row in result.rows], statuses)

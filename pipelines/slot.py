@@ -20,15 +20,17 @@ class SlotResult:
     """What became of the files of one valid time.
 
     `rows` are the manifest rows that are new or changed; `fits` says whether any file read now is a
-    frame of this archive, `wrong_grid` the other grid that any has.
+    frame of this archive, `wrong_grid` the other grid that any has. `errors` has a line for each
+    file that could not be read.
     """
 
     time: pd.Timestamp
     rows: list[ManifestRow]
     status: Status
-    written: bool
-    fits: bool
-    wrong_grid: str | None
+    written: bool = False
+    fits: bool = False
+    wrong_grid: str | None = None
+    errors: tuple[str, ...] = ()
 
 
 def ingest_slot(
@@ -48,6 +50,7 @@ def ingest_slot(
     rows = {(row.key, row.sha256): row for row in previous}
     decoded: dict[str, Decoded] = {}
     wrong_grid: str | None = None
+    errors: list[str] = []
     for file in files:
         row = _row(file, settings)
         try:
@@ -57,6 +60,10 @@ def ingest_slot(
             row = replace(row, **decoded[row.sha256].facts)
         except FrameError as error:
             wrong_grid = str(error.found) if isinstance(error, GridMismatchError) else wrong_grid
+            errors.append(f"{file.name}: {error}")
+            known = rows.get((row.key, row.sha256))
+            if known is not None and known.outcome != "bad":
+                continue  # what was read once is not lost by settings that do not fit it
             row = replace(row, outcome="bad", error=str(error))
         rows[row.key, row.sha256] = row
     settled = _settle(list(rows.values()), settings)
@@ -71,6 +78,7 @@ def ingest_slot(
         written=written,
         fits=bool(decoded),
         wrong_grid=wrong_grid,
+        errors=tuple(errors),
     )
 
 
@@ -96,7 +104,8 @@ def give_up(
     ]
     frame = frame_row(previous)
     status = Status[frame.outcome.upper()] if frame else Status.BAD
-    return SlotResult(files[0].valid_time, rows, status, written=False, fits=False, wrong_grid=None)
+    errors = tuple(f"{file.name}: {error}" for file in files)
+    return SlotResult(files[0].valid_time, rows, status, errors=errors)
 
 
 @lru_cache(maxsize=4)

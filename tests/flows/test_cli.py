@@ -5,8 +5,10 @@ import subprocess
 from dataclasses import dataclass
 
 import pytest
+import xarray as xr
 
 from flows.cli import main
+from pipelines.sources import SOURCES
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 
 from .conftest import BIN
@@ -51,10 +53,39 @@ def test_every_command_teaches_with_an_example(squall, command):
     assert f"Example: squall {command}" in squall(command, "--help").stdout
 
 
+@pytest.mark.parametrize("command", ["info", "validate", "compact", "export"])
+def test_every_archive_command_teaches_with_an_example(squall, command):
+    text = " ".join(squall("archive", command, "--help").stdout.split())
+    assert f"squall archive {command} " in text
+    assert "Example:" in text
+
+
+def test_an_archive_is_shown_and_exported(squall, archive, root, tmp_path):
+    shown = squall("archive", "info", "--root", root, "--product", "test").stdout
+    assert "48×48 pixels" in shown
+    assert "a year of such frames" in shown
+    common = ("--root", root, "--product", "test", "--set", "ingest.workers=1")
+    made = squall("archive", "export", "night.nc", *common)
+    assert made.returncode == 0, made.stderr
+    frames = len(archive.usable_times())
+    assert f"{frames} frames in night.nc" in made.stdout
+    assert xr.open_dataset(tmp_path / "night.nc").sizes["time"] == frames
+    named = ("--creator", "A <a@b.org>", "--identifier", "NL-X-rainfall_flux")
+    made = squall(
+        "archive", "export", "d.zarr", "--mlcast", *named, "--license", "CC0-1.0", *common
+    )
+    assert made.returncode == 0, made.stderr
+    assert xr.open_zarr(tmp_path / "d.zarr").sizes["time"] == frames
+    refused = squall("archive", "export", "e.zarr", "--mlcast", *common)
+    assert refused.returncode == 2
+    assert "needs a publisher" in refused.stderr
+
+
 def test_sources_are_listed(squall):
     text = squall("sources").stdout
-    assert "knmi" in text
-    assert "odim" in text
+    for name in SOURCES:
+        assert f" {name} " in text
+    assert "s3://noaa-mrms-pds" in text
 
 
 def test_doctor_prints_settings_origins_and_checks(squall, tmp_path):
@@ -134,3 +165,23 @@ def test_bad_input_to_a_flow_is_one_line_and_exit_code_2(tmp_path, prefect, synt
     assert "no trained model" in one_line("nowcast")
     assert "no sequence to learn from" in one_line("train")
     assert "nothing to verify" in one_line("verify")
+
+
+@pytest.mark.slow
+def test_an_archive_is_compacted_and_validated(tmp_path, prefect, synthetic):
+    def run(*words):
+        return prefect.run("squall", *words, "--product", "town", cwd=tmp_path)
+
+    assert run("ingest", str(synthetic), "--source", "odim").returncode == 0
+    compacted = run("archive", "compact", "--drop-before", "2024-06-01T01:00")
+    assert compacted.returncode == 0, compacted.stderr
+    assert "11 dropped from the live archive" in compacted.stdout
+    assert run("archive", "validate").returncode == 0
+    store = tmp_path / "squall-store/archive/town.zarr/rain_rate/c"
+    next(path for path in sorted(store.rglob("*")) if path.is_file()).unlink()
+    damaged = run("archive", "validate")
+    assert damaged.returncode == 1
+    assert "other pixels than those of" in damaged.stdout
+    assert run("archive", "validate", "--repair").returncode == 0
+    assert "1 ok" in run("ingest", str(synthetic), "--source", "odim").stdout
+    assert run("archive", "validate").returncode == 0

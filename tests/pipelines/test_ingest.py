@@ -24,6 +24,8 @@ from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, arrival, ingest
 from pipelines.lock import BusyError, exclusive
 from pipelines.manifest import read_manifest
+from pipelines.quality import QualitySettings
+from pipelines.regrid import RegridSettings
 from pipelines.slot import ingest_slot
 from pipelines.sources import get_source
 from pipelines.sources.base import FrameFile
@@ -643,3 +645,70 @@ def test_the_timestep_is_the_commonest_spacing(place, send, fields):
 def test_a_misspelt_setting_is_an_error():
     with pytest.raises(ValueError, match="Extra inputs are not permitted"):
         IngestSettings(sauce="odim")
+
+
+# Quality control and regridding ------------------------------------------------------------------
+
+
+def test_what_quality_control_takes_out_is_counted_and_missing(place, send, grid):
+    field = np.ones(grid.shape)
+    field[2, 3], field[4:6, 4:6] = 500.0, 300.0
+    send(place.folder, TIMES[0], field)
+    quality = QualitySettings(largest_mm_h=200.0)
+    ingest(place.url, place.settings.model_copy(update={"quality": quality}))
+    (row,) = read_manifest(place.url)
+    assert row.masked == {"largest": 5}
+    assert row.observed == field.size - 5
+    np.testing.assert_array_equal(np.isnan(place.frame(TIMES[0])), field > 200)
+
+
+def test_other_settings_read_every_file_again_and_say_so(place, send, fields):
+    send(place.folder, TIMES[0], fields[0])
+    place.ingest()
+    strict = place.settings.model_copy(update={"quality": QualitySettings(largest_mm_h=0.5)})
+    assert ingest(place.url, strict).frames == [TIMES[0]]
+    assert np.isnan(place.frame(TIMES[0])).all()
+    assert ingest(place.url, strict).settled == 1
+    assert place.ingest().frames == [TIMES[0]]
+    np.testing.assert_array_equal(place.frame(TIMES[0]), fields[0])
+
+
+def test_an_archive_may_be_coarser_than_its_files(place, send, grid):
+    field = np.arange(64.0).reshape(8, 8)
+    field[:2, :2] = np.nan
+    send(place.folder, TIMES[0], field)
+    coarse = place.settings.model_copy(update={"regrid": RegridSettings(coarsen=2)})
+    assert dict(ingest(place.url, coarse).outcomes) == {"ok": 1}
+    means = field.reshape(4, 2, 4, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(place.frame(TIMES[0]), means, atol=0.005)
+    before = contents(place.url)
+    with pytest.raises(GridMismatchError, match="another grid"):
+        place.ingest()
+    assert_same(contents(place.url), before)
+
+
+def test_settings_that_do_not_fit_lose_nothing_that_was_read(place, send, fields, grid):
+    send(place.folder, TIMES[0], fields[0])
+    place.ingest()
+    before = contents(place.url)
+    smaller = RegridSettings(crop=(-8000.0, -8000.0, 0.0, 8000.0))
+    with pytest.raises(GridMismatchError):
+        ingest(place.url, place.settings.model_copy(update={"regrid": smaller}))
+    assert_same(contents(place.url), before)
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("mrms", "mrms"), ("odim", "opera-cirrus"), ("fmi-pgm", "fmi-pgm"), ("knmi", "knmi")],
+)
+def test_real_files_become_the_frames_that_their_reader_reads(radar_data, tmp_path, source, folder):
+    files = get_source(source).find(str(radar_data / folder))[:2]
+    url = str(tmp_path / "a.zarr")
+    settings = IngestSettings(source=source, workers=1)
+    assert dict(ingest(url, settings, files=files).outcomes) == {"ok": 2}
+    archive = Archive(url)
+    expected = get_source(source).read(Path(files[0].url.removeprefix("file://")).read_bytes())
+    slot = archive.slot(files[0].valid_time)
+    stored = archive.read_stored(slice(slot, slot + 1))[0]
+    np.testing.assert_array_equal(stored, pack(expected.values)[0])
+    assert Grid.of(expected).matches(archive.grid)
