@@ -128,3 +128,9 @@ def test_listings_of_remote_file_systems_are_never_cached():
     assert isinstance(fs, fsspec.AbstractFileSystem)
     assert path.endswith("bucket/a")
     assert not fs.dircache.use_listings_cache
+
+
+def test_a_public_bucket_is_asked_without_credentials_and_no_other_is():
+    pytest.importorskip("s3fs")
+    assert storage.filesystem("s3://noaa-mrms-pds/CONUS")[0].anon
+    assert not storage.filesystem("s3://noaa-mrms-pds-of-another/CONUS")[0].anon
