@@ -156,40 +156,45 @@ def _mask(
     return flat.reshape(rain_rate_mm_h.shape), observed.reshape(rain_rate_mm_h.shape)
 
 
-def find_by_name(
-    location: str,
-    pattern: re.Pattern[str],
-    start: pd.Timestamp | None,
-    end: pd.Timestamp | None,
-    *,
-    source: str,
-    example: str,
-    time_format: str = "%Y%m%d%H%M",
-) -> list[FrameFile]:
-    """Files under a location (recursively) whose name matches `pattern`.
+class FoundByName:
+    """`Source.find` for formats whose files tell their time by name.
 
-    The pattern's group ``time`` holds the digits of `time_format`, with or without separators
-    between and seconds after them.
+    Attributes
+    ----------
+    pattern : what a file's name matches; its group ``time`` holds the digits of `time_format`, with
+        or without separators between and seconds after them
+    example : such a name, for people
     """
-    matches: list[FrameFile] = []
-    others = 0
-    for entry in _walk(location):
-        match = pattern.search(entry["name"].rsplit("/", 1)[-1])
-        valid_time = _name_time(match["time"], time_format) if match else None
-        if valid_time is None:
-            others += 1
-        elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
-            matches.append(frame_file(location, entry, valid_time))
-    if not matches:
-        period = f" from {time_text(start) if start else 'any time'}" if start or end else ""
-        period += f" to {time_text(end)}" if end else ""
-        raise NoFramesError(
-            f"no {source} frames at {storage.display(location)}{period}",
-            found=f"{others} other file(s)",
-            expected=f"names such as {example}",
-            remedy="check the location and the period, or choose another source (`squall sources`)",
-        )
-    return sorted(matches)
+
+    name: str
+    pattern: re.Pattern[str]
+    example: str
+    time_format = "%Y%m%d%H%M"
+
+    def find(
+        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    ) -> list[FrameFile]:
+        """The files under a location, recursively: see `Source.find`."""
+        matches: list[FrameFile] = []
+        others = 0
+        for entry in _walk(location):
+            match = self.pattern.search(entry["name"].rsplit("/", 1)[-1])
+            valid_time = _name_time(match["time"], self.time_format) if match else None
+            if valid_time is None:
+                others += 1
+            elif (start is None or start <= valid_time) and (end is None or valid_time <= end):
+                matches.append(frame_file(location, entry, valid_time))
+        if not matches:
+            period = f" from {time_text(start) if start else 'any time'}" if start or end else ""
+            period += f" to {time_text(end)}" if end else ""
+            raise NoFramesError(
+                f"no {self.name} frames at {storage.display(location)}{period}",
+                found=f"{others} other file(s)",
+                expected=f"names such as {self.example}",
+                remedy="check the location and the period, or choose another source "
+                "(`squall sources`)",
+            )
+        return sorted(matches)
 
 
 def _walk(location: str) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import decompressed, reading
 from pipelines.sources.netcdf import check_even, crs_of, in_metres, open_netcdf
 from pipelines.units import rain_rate_from_accumulation
@@ -24,7 +24,7 @@ NAME = re.compile(r"^\d+_(?P<time>\d{8}_\d{6})\.prcp-(c10|cscn)\.nc(\.gz)?$")
 MILLIMETRES = ("mm", "kg m-2")
 
 
-class Bom:
+class Bom(FoundByName):
     """Rainfields accumulations of the Bureau of Meteorology."""
 
     name = "bom"
@@ -35,14 +35,8 @@ class Bom:
     licence = "by agreement with the Bureau of Meteorology"
     location: str | None = None
     decoder = f"bom/1 xarray/{xr.__version__}"
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location, NAME, start, end, source=self.name, example="2_20180616_100000.prcp-cscn.nc"
-        )
+    pattern = NAME
+    example = "2_20180616_100000.prcp-cscn.nc"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import decompressed, reading
 from pipelines.sources.netcdf import check_even, crs_of, in_metres, no_grid, open_netcdf
 from pipelines.units import (
@@ -51,7 +51,7 @@ HOURS = {
 X_NAMES, Y_NAMES = ("projection_x_coordinate", "longitude"), ("projection_y_coordinate", "latitude")
 
 
-class Cf:
+class Cf(FoundByName):
     """CF netCDF files."""
 
     name = "cf"
@@ -63,19 +63,8 @@ class Cf:
     location: str | None = None
     decoder = f"cf/1 xarray/{xr.__version__}"
     zr: ZRRelation = MARSHALL_PALMER
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="radar_202406010005.nc (a time and .nc)",
-        )
+    pattern = NAME
+    example = "radar_202406010005.nc (a time and .nc)"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

@@ -14,7 +14,7 @@ import xarray as xr
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import formats_library, reading
 from pipelines.sources.fmi import LICENCE, rain_rate_table
 from pipelines.units import FINLAND_RAIN, ZRRelation
@@ -22,7 +22,7 @@ from pipelines.units import FINLAND_RAIN, ZRRelation
 NAME = re.compile(r"^(?P<time>\d{12})_.*\.tiff?$")
 
 
-class FmiGeotiff:
+class FmiGeotiff(FoundByName):
     """FMI reflectivity composites, GeoTIFF."""
 
     name = "fmi-geotiff"
@@ -34,14 +34,8 @@ class FmiGeotiff:
     location: str | None = None
     decoder = "fmi-geotiff/1"
     zr: ZRRelation = FINLAND_RAIN
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location, NAME, start, end, source=self.name, example="201609281605_FINUTM.tif"
-        )
+    pattern = NAME
+    example = "201609281605_FINUTM.tif"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

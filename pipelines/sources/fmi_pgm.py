@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import decompressed, reading
 from pipelines.sources.fmi import LICENCE, rain_rate_table
 from pipelines.units import FINLAND_RAIN, ZRRelation
@@ -29,7 +29,7 @@ GAIN_DBZ, OFFSET_DBZ, UNDETECT, NODATA = 0.5, -32.0, 0, 255
 EARTH_RADIUS_M, FALSE_EASTING_M, FALSE_NORTHING_M = 6371288, 380886.310, 3395677.920
 
 
-class FmiPgm:
+class FmiPgm(FoundByName):
     """FMI reflectivity composites, PGM."""
 
     name = "fmi-pgm"
@@ -41,19 +41,8 @@ class FmiPgm:
     location: str | None = None
     decoder = "fmi-pgm/1"
     zr: ZRRelation = FINLAND_RAIN
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="201609281600_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz",
-        )
+    pattern = NAME
+    example = "201609281600_fmi.radar.composite.lowest_FIN_SUOMI1.pgm.gz"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

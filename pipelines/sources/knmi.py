@@ -15,7 +15,7 @@ import xarray as xr
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.hdf5 import decoder, number, open_hdf5, text
 from pipelines.units import rain_rate_from_accumulation
 
@@ -24,7 +24,7 @@ FORMULA = re.compile(r"GEO\s*=\s*(?P<gain>[-+.\deE]+)\s*\*\s*PV\s*\+?\s*(?P<offs
 DATETIME_FORMAT = "%d-%b-%Y;%H:%M:%S.%f"
 
 
-class Knmi:
+class Knmi(FoundByName):
     """KNMI radar composites."""
 
     name = "knmi"
@@ -35,19 +35,8 @@ class Knmi:
     licence = "CC-BY-4.0 (KNMI Data Platform)"
     location: str | None = None
     decoder = decoder("knmi", 1)
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="RAD_NL25_RAP_5min_201008260000.h5",
-        )
+    pattern = NAME
+    example = "RAD_NL25_RAP_5min_201008260000.h5"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import reading
 from pipelines.units import ZRRelation, rain_rate_from_accumulation
 
@@ -31,7 +31,7 @@ WEST_M, NORTH_M, PIXEL_M, SHAPE = 255000.0, 480000.0, 1000.0, (640, 710)
 FIRST_WET, LAST_WET = 2, 250
 
 
-class MeteoSwiss:
+class MeteoSwiss(FoundByName):
     """MeteoSwiss radar composites, GIF."""
 
     name = "meteoswiss"
@@ -42,20 +42,9 @@ class MeteoSwiss:
     licence = "by agreement with MeteoSwiss"
     location: str | None = None
     decoder = "meteoswiss/1"
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="AQC161321200_00005.801.gif",
-            time_format="%y%j%H%M",
-        )
+    pattern = NAME
+    example = "AQC161321200_00005.801.gif"
+    time_format = "%y%j%H%M"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`. The frame's time is NaT: the name has it."""

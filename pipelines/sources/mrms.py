@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from pipelines.errors import FrameError
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.grib2 import decoder, messages, unreadable
 
 NAME = re.compile(r"PrecipRate_00\.00_(?P<time>\d{8}-\d{6})\.grib2(\.gz)?$")
@@ -26,8 +26,12 @@ PRECIPITATION_RATE = (209, 6, 1)
 """Discipline, category and number."""
 
 
-class Mrms:
-    """MRMS precipitation rate."""
+class Mrms(FoundByName):
+    """MRMS precipitation rate.
+
+    The public bucket has a folder for each day: name one, such as ``…/20240601``, and only that is
+    listed.
+    """
 
     name = "mrms"
     title = "NOAA MRMS precipitation rate, United States"
@@ -37,23 +41,8 @@ class Mrms:
     licence = "public domain (NOAA Open Data Dissemination; attribution asked for)"
     location: str | None = "s3://noaa-mrms-pds/CONUS/PrecipRate_00.00"
     decoder = decoder("mrms", 1)
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`.
-
-        The public bucket has a folder for each day: name one, such as ``…/20240601``, and only
-        that is listed.
-        """
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="MRMS_PrecipRate_00.00_20240601-000000.grib2.gz",
-        )
+    pattern = NAME
+    example = "MRMS_PrecipRate_00.00_20240601-000000.grib2.gz"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`.

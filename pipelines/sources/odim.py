@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid, snap
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.hdf5 import decoder, number, open_hdf5, read_array, text
 from pipelines.units import (
     MARSHALL_PALMER,
@@ -45,7 +45,7 @@ BLOCK = 1 << 16
 """Pixels decoded at a time."""
 
 
-class Odim:
+class Odim(FoundByName):
     """ODIM HDF5 composites.
 
     Attributes
@@ -65,19 +65,8 @@ class Odim:
     decoder = decoder("odim", 2)
     quantities: tuple[str, ...] = QUANTITIES
     zr: ZRRelation = MARSHALL_PALMER
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="T_PAAH22_C_EUOC_20241126010000.hdf (a time and .h5 or .hdf)",
-        )
+    pattern = NAME
+    example = "T_PAAH22_C_EUOC_20241126010000.hdf (a time and .h5 or .hdf)"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""

@@ -22,7 +22,7 @@ import xarray as xr
 
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
-from pipelines.sources.base import FrameFile, find_by_name, frame
+from pipelines.sources.base import FoundByName, frame
 from pipelines.sources.content import decompressed, formats_library, reading
 from pipelines.units import rain_rate_from_accumulation
 
@@ -37,7 +37,7 @@ SPHERE, ELLIPSOID = "+R=6370040", "+ellps=WGS84"
 FIRST_VERSION_ON_ELLIPSOID = 5
 
 
-class Radolan:
+class Radolan(FoundByName):
     """RADOLAN composites."""
 
     name = "radolan"
@@ -48,20 +48,9 @@ class Radolan:
     licence = "CC-BY-4.0 (DWD open data)"
     location: str | None = "https://opendata.dwd.de/weather/radar/radolan"
     decoder = "radolan/1"
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        """See `pipelines.sources.base.Source.find`."""
-        return find_by_name(
-            location,
-            NAME,
-            start,
-            end,
-            source=self.name,
-            example="raa01-ry_10000-2406010050-dwd---bin.bz2",
-            time_format="%y%m%d%H%M",
-        )
+    pattern = NAME
+    example = "raa01-ry_10000-2406010050-dwd---bin.bz2"
+    time_format = "%y%m%d%H%M"
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""
