@@ -312,5 +312,5 @@ def test_a_netcdf_file_that_is_cut_short_is_not_there(tmp_path, monkeypatch):
 
 def test_no_netcdf_without_its_package_and_the_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5netcdf", None)
-    with pytest.raises(SquallError, match="squall\\[netcdf\\]"):
+    with pytest.raises(SquallError, match="squall\\[formats\\]"):
         export_netcdf(str(tmp_path), str(tmp_path / "e.nc"))
