@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -12,6 +12,35 @@ INLINE_TASKS = 3
 """Up to so many tasks run in this process: starting workers would take longer."""
 AHEAD = 8
 """Tasks handed out per worker: enough to keep it busy, however many there are in all."""
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": 1,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 30,
+    "MALLOC_TRIM_THRESHOLD_": 1 << 30,
+}
+"""What a worker's C library is told (glibc's names): memory that one frame needed stays for the
+next. Given back to the system and taken again, page by page, it costs as much as the decoding."""
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[str]:
+    """The address of a Dask scheduler with worker processes of one thread each on this machine."""
+    import dask
+    from distributed import LocalCluster
+
+    environment = "distributed.nanny.pre-spawn-environ"  # malloc looks at it as a process starts
+    kept = {f"{environment}.{name}": value for name, value in KEEP_MEMORY.items()}
+    with (
+        dask.config.set(kept),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            host="127.0.0.1",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster.scheduler_address
 
 
 def run_parallel(
@@ -32,21 +61,12 @@ def run_parallel(
         for task in tasks:
             yield function(*task)
         return
-    from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed import Client, KilledWorker, as_completed
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
-            cluster = LocalCluster(
-                n_workers=min(workers, len(tasks)),
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address="127.0.0.1:0",
-                host="127.0.0.1",
-                silence_logs=logging.CRITICAL,
-            )
-            client = stack.enter_context(Client(stack.enter_context(cluster)))
-        else:
-            client = stack.enter_context(Client(scheduler))
+            scheduler = stack.enter_context(local_cluster(min(workers, len(tasks))))
+        client = stack.enter_context(Client(scheduler))
         waiting = iter(tasks)
         handed_out: dict[Any, tuple[Any, ...]] = {}
 
