@@ -56,9 +56,7 @@ def more_mrms(folder: Path, into: Path, repeat: int) -> list[Path]:
             time = own + number * span
             content = bytearray(path.read_bytes())
             assert _clock(content) == (own.year, own.month, own.day, own.hour, own.minute, 0)
-            struct.pack_into(
-                ">HBBBBB", content, REFERENCE_TIME, *time.timetuple()[:6]
-            )
+            struct.pack_into(">HBBBBB", content, REFERENCE_TIME, *time.timetuple()[:6])
             made.append(into / f"PrecipRate_00.00_{time:%Y%m%d-%H%M%S}.grib2")
             made[-1].write_bytes(content)
     return made
