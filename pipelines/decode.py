@@ -165,4 +165,10 @@ def read(content: bytes, settings: IngestSettings) -> xr.DataArray:
 
 def plausible(time: pd.Timestamp, settings: IngestSettings) -> bool:
     """Whether a radar can have seen this: a misdated file must not stretch the axis."""
-    return utc(settings.earliest) <= time <= now() + CLOCKS_DIFFER
+    earliest, latest = plausible_period(settings)
+    return earliest <= time <= latest
+
+
+def plausible_period(settings: IngestSettings) -> tuple[pd.Timestamp, pd.Timestamp]:
+    """The first and the last time that a radar can have seen."""
+    return utc(settings.earliest), now() + CLOCKS_DIFFER

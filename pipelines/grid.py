@@ -6,7 +6,7 @@ latitude-longitude grid they are degrees east and north.
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ class Grid:
     @cached_property
     def crs(self) -> pyproj.CRS:
         """The projection as pyproj knows it."""
-        return pyproj.CRS(self.crs_wkt)
+        return _crs(self.crs_wkt)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -100,13 +100,13 @@ class Grid:
 
         On a geographic grid x and y are longitude and latitude already: no 2-D ones then.
         """
-        x_attrs, y_attrs, *_ = self.crs.cs_to_cf()
+        x_attrs, y_attrs, *_ = _axes(self.crs_wkt)
         if x_attrs.get("axis") == "Y":  # projections that list northing first
             x_attrs, y_attrs = y_attrs, x_attrs
         coords: dict[str, Any] = {
             "y": ("y", self.y, y_attrs),
             "x": ("x", self.x, x_attrs),
-            CRS_VARIABLE: ((), np.int32(0), _cf(self.crs) | {"spatial_ref": self.crs_wkt}),
+            CRS_VARIABLE: ((), np.int32(0), _cf(self.crs_wkt) | {"spatial_ref": self.crs_wkt}),
         }
         if lonlat and not self.is_geographic:
             lon, lat = self.lonlat(*np.meshgrid(self.x, self.y))
@@ -149,17 +149,31 @@ class Grid:
             )
         method = (self.crs.coordinate_operation or self.crs).name
         if method == "unknown":
-            method = _cf(self.crs).get("grid_mapping_name", "unknown projection")
+            method = _cf(self.crs_wkt).get("grid_mapping_name", "unknown projection")
         upper_left = f"upper left {west:.0f}, {north:.0f} m"
         return f"{rows}×{columns} pixels of {dy:.0f}×{dx:.0f} m ({method}, {upper_left})"
 
 
-def _cf(crs: pyproj.CRS) -> dict[str, Any]:
+# Every frame of a source has one of few projections, and PROJ takes its time.
+
+
+@lru_cache(maxsize=8)
+def _crs(crs_wkt: str) -> pyproj.CRS:
+    return pyproj.CRS(crs_wkt)
+
+
+@lru_cache(maxsize=8)
+def _axes(crs_wkt: str) -> list[dict[str, Any]]:
+    return list(_crs(crs_wkt).cs_to_cf())
+
+
+@lru_cache(maxsize=8)
+def _cf(crs_wkt: str) -> dict[str, Any]:
     """CF grid mapping attributes; `crs_wkt` among them holds what CF cannot say."""
     with warnings.catch_warnings():
         # CF has no name for one angle of the Swiss projection.
         warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
-        return crs.to_cf()
+        return dict(_crs(crs_wkt).to_cf())
 
 
 def snap(coordinate_m: float, pixel_m: float) -> float:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from pipelines import storage
 from pipelines.archive import Archive, Status, create
-from pipelines.decode import IngestSettings, decoder, grid_of, plausible
+from pipelines.decode import IngestSettings, decoder, grid_of, plausible_period
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, read_manifest
@@ -101,8 +101,9 @@ def _ingest(
     todo, previous = _plan(archive, files, decoder(settings))
     report.settled = len(files) - sum(len(group) for group in todo)
     if todo:
+        earliest, latest = plausible_period(settings)
         times = [group[0].valid_time for group in todo]
-        times = [time for time in times if plausible(time, settings)]
+        times = [time for time in times if earliest <= time <= latest]
         if times:
             archive.extend(_axis_start(times[0], archive), _axis_end(times[-1]))
         settled = {file.url for file in files} - {file.url for group in todo for file in group}
@@ -131,7 +132,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
             remedy="check that the source is right (`squall sources`) and the files are whole",
         )
     times = pd.DatetimeIndex(sorted({file.valid_time for file in files}))
-    times = times[[plausible(time, settings) for time in times]]
+    times = times[times.slice_indexer(*plausible_period(settings))]
     if len(times) == 0:
         raise NoFramesError(
             f"no {source.name} frame with a plausible time",

@@ -6,7 +6,7 @@ One JSON file a day beside the archive, replaced whole; read it with anything.
 import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 
 from pipelines import storage
 
@@ -72,7 +72,7 @@ def write_manifest(url: str, rows: Iterable[ManifestRow]) -> None:
         by_day.setdefault(row.valid_time[:10], []).append(row)
     for day, new in by_day.items():
         merged = {(row.key, row.sha256): row for row in [*read_manifest(url, [day]), *new]}
-        lines = [json.dumps(asdict(row)) for row in sorted(merged.values(), key=_row_order)]
+        lines = [json.dumps(vars(row)) for row in sorted(merged.values(), key=_row_order)]
         text = "[\n" + ",\n".join(lines) + "\n]\n"
         storage.write_bytes(f"{manifest_url(url)}/{day}.json", text.encode())
 

@@ -88,9 +88,12 @@ def apply(frame: xr.DataArray, settings: QualitySettings) -> tuple[xr.DataArray,
 
     Raises `GridMismatchError` where the clutter mask is of another grid than the frame.
     """
+    changed = dict.fromkeys(RULES, 0)
+    rules = settings.largest_mm_h, settings.clutter, settings.least_mm_h, settings.speckle_pixels
+    if all(rule is None for rule in rules):
+        return frame, changed
     before = frame.values
     rain_rate = before.copy()
-    changed = dict.fromkeys(RULES, 0)
 
     def change(rule: str, pixels: NDArray[np.bool_], to: float) -> None:
         changed[rule] = int(pixels.sum())

@@ -66,19 +66,22 @@ def pack(rain_rate_mm_h: Floats) -> tuple[NDArray[np.uint16], int]:
     """
     stored = np.empty(rain_rate_mm_h.shape, np.uint16)
     flat, flat_stored = rain_rate_mm_h.reshape(-1), stored.reshape(-1)
+    steps_of_a_block = np.empty(min(BLOCK, flat.size), flat.dtype)
     clipped = 0
     for start in range(0, flat.size, BLOCK):
-        rain_rate, block = flat[start : start + BLOCK], flat_stored[start : start + BLOCK]
+        rain_rate = flat[start : start + BLOCK]
+        steps = steps_of_a_block[: rain_rate.size]
         with np.errstate(invalid="ignore", over="ignore"):
-            steps = rain_rate * (1 / SCALE_MM_H)
+            np.multiply(rain_rate, 1 / SCALE_MM_H, out=steps)
             np.rint(steps, out=steps)
-            block[:] = steps  # NaN and what does not fit are set below
-            if not steps.max(initial=0) <= MISSING - 1:  # NaN too
+            if np.fmax.reduce(steps) > MISSING - 1:
                 over = steps > MISSING - 1
-                block[over] = MISSING - 1
+                steps[over] = MISSING - 1
                 clipped += int(np.count_nonzero(over))
-            if not rain_rate.min(initial=0) >= 0:  # NaN too
-                np.putmask(block, ~(rain_rate >= 0), MISSING)
+            if np.fmin.reduce(rain_rate) < 0:
+                steps[rain_rate < 0] = np.nan
+            np.fmin(steps, MISSING, out=steps)  # of NaN and a number it takes the number
+        flat_stored[start : start + BLOCK] = steps
     return stored, clipped
 
 

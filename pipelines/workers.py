@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -11,7 +11,38 @@ Result = TypeVar("Result")
 INLINE_TASKS = 3
 """Up to so many tasks run in this process: starting workers would take longer."""
 AHEAD = 8
-"""Tasks handed out per worker: enough to keep it busy, however many there are in all."""
+"""Batches handed out per worker: enough to keep it busy, however many there are in all."""
+BATCH = 8
+"""Most tasks that go together, where there are very many: Dask takes milliseconds for each."""
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": 1,
+    "MALLOC_MMAP_THRESHOLD_": 1 << 30,
+    "MALLOC_TRIM_THRESHOLD_": 1 << 30,
+}
+"""What a worker's C library is told (glibc's names): memory that one frame needed stays for the
+next. Given back to the system and taken again, page by page, it costs as much as the decoding."""
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[str]:
+    """The address of a Dask scheduler with worker processes of one thread each on this machine."""
+    import dask
+    from distributed import LocalCluster
+
+    environment = "distributed.nanny.pre-spawn-environ"  # malloc looks at it as a process starts
+    kept = {f"{environment}.{name}": value for name, value in KEEP_MEMORY.items()}
+    with (
+        dask.config.set(kept),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            host="127.0.0.1",
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+    ):
+        yield cluster.scheduler_address
 
 
 def run_parallel(
@@ -26,45 +57,46 @@ def run_parallel(
 
     h5py holds one lock per process, so local workers are processes of one thread each. A task is
     tried three times; what it raises then ends the iteration. A task whose worker dies every time
-    gives `on_death(*task)` instead, where that is given. Close the iterator to end early.
+    gives `on_death(*task)` instead, where that is given; those that went with it run again, each by
+    itself. Close the iterator to end early.
     """
     if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
         for task in tasks:
             yield function(*task)
         return
-    from distributed import Client, KilledWorker, LocalCluster, as_completed
+    from distributed import Client, KilledWorker, as_completed
 
     with contextlib.ExitStack() as stack:
         if scheduler is None:
-            cluster = LocalCluster(
-                n_workers=min(workers, len(tasks)),
-                threads_per_worker=1,
-                processes=True,
-                dashboard_address="127.0.0.1:0",
-                host="127.0.0.1",
-                silence_logs=logging.CRITICAL,
-            )
-            client = stack.enter_context(Client(stack.enter_context(cluster)))
-        else:
-            client = stack.enter_context(Client(scheduler))
-        waiting = iter(tasks)
-        handed_out: dict[Any, tuple[Any, ...]] = {}
+            scheduler = stack.enter_context(local_cluster(min(workers, len(tasks))))
+        client = stack.enter_context(Client(scheduler))
+        threads = sum(client.nthreads().values())
+        size = max(1, min(BATCH, len(tasks) // (AHEAD * threads)))
+        waiting = iter([tasks[k : k + size] for k in range(0, len(tasks), size)])
+        handed_out: dict[Any, list[tuple[Any, ...]]] = {}
 
-        def hand_out(some: Iterable[tuple[Any, ...]]) -> list[Any]:
-            futures = [client.submit(function, *task, pure=False, retries=2) for task in some]
-            handed_out.update(zip(futures, some, strict=True))
-            return futures
+        def hand_out(batches: Iterable[list[tuple[Any, ...]]]) -> list[Any]:
+            made = {client.submit(_each, function, b, pure=False, retries=2): b for b in batches}
+            handed_out.update(made)
+            return list(made)
 
-        count = AHEAD * sum(client.nthreads().values())
-        running = as_completed(hand_out(list(itertools.islice(waiting, count))))
+        running = as_completed(hand_out(itertools.islice(waiting, AHEAD * threads)))
         for future in running:
-            task = handed_out.pop(future)
+            batch = handed_out.pop(future)
+            results: list[Result] = []
             try:
-                result = future.result()
+                results = future.result()
             except KilledWorker:
                 if on_death is None:
                     raise
-                result = on_death(*task)
+                if len(batch) > 1:
+                    running.update(hand_out([task] for task in batch))
+                else:
+                    results = [on_death(*batch[0])]
             future.release()
-            running.update(hand_out(list(itertools.islice(waiting, 1))))
-            yield result
+            running.update(hand_out(itertools.islice(waiting, 1)))
+            yield from results
+
+
+def _each(function: Callable[..., Result], tasks: list[tuple[Any, ...]]) -> list[Result]:
+    return [function(*task) for task in tasks]

@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that print a table. They are no tests: pytest does not collect them."""
