@@ -79,6 +79,8 @@ class Status(IntEnum):
     """Compacted into the training layout and no longer here."""
 
 
+OWN_ATTRIBUTES = ("Conventions", "title", "timestep_seconds")
+"""What every archive says of itself; the rest is about its source."""
 USABLE = (Status.OK, Status.LATE)
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.archive import TRAINING, USABLE, Archive, Status, create
+from pipelines.archive import OWN_ATTRIBUTES, TRAINING, USABLE, Archive, Status, create
 from pipelines.axis import chunk_indices
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.lock import exclusive
@@ -105,7 +105,9 @@ def _training(live: Archive, url: str) -> Archive:
         training = Archive(url)
     except NotFoundError:
         attrs = {
-            n: str(live.group.attrs[n]) for n in ("source", "license") if n in live.group.attrs
+            name: str(value)
+            for name, value in live.group.attrs.items()
+            if name not in OWN_ATTRIBUTES
         }
         return create(
             url, live.grid, live.times[0], live.times[-1], live.timestep, attrs, layout=TRAINING

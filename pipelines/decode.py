@@ -131,9 +131,16 @@ def decoder(settings: IngestSettings) -> str:
     return f"{name}+{hashlib.sha256(repr(changed).encode()).hexdigest()[:8]}"
 
 
-def grid_of(content: bytes, settings: IngestSettings) -> Grid:
-    """The grid on which the archive stores a content's frame; `FrameError` where it is none."""
-    return _target(settings.regrid, Grid.of(read(content, settings)))
+def like(content: bytes, settings: IngestSettings) -> tuple[Grid, dict[str, str]]:
+    """What an archive of frames like a content's is made with: its grid, and what to say of it.
+
+    The latter is how rain rate came about: interval of an accumulation, Z–R relation, quantity.
+    Raises `FrameError` where the content is no frame.
+    """
+    frame = read(content, settings)
+    own = {"standard_name", "long_name", "units", "grid_mapping"}
+    told = {name: str(value) for name, value in frame.attrs.items() if name not in own}
+    return _target(settings.regrid, Grid.of(frame)), told
 
 
 def _target(settings: RegridSettings, source: Grid) -> Grid:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from pipelines import storage
 from pipelines.archive import Archive, Status, create
-from pipelines.decode import IngestSettings, decoder, grid_of, plausible_period
+from pipelines.decode import IngestSettings, decoder, like, plausible_period
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, read_manifest
@@ -120,7 +120,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
     problems = []
     for file in files:
         try:
-            grid = grid_of(content_of(source, file), settings)
+            grid, told = like(content_of(source, file), settings)
             break
         except FrameError as error:
             problems.append(error)
@@ -150,7 +150,7 @@ def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> A
         start,
         _axis_end(times[-1]),
         timestep,
-        {"source": source.title, "license": source.licence},
+        {"source": source.title, "license": source.licence, **told},
     )
 
 

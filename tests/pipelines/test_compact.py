@@ -59,6 +59,9 @@ def test_the_training_archive_holds_the_same_frames_and_statuses(place):
     assert Archive(place.training).layout is TRAINING
     assert Archive(place.training).status()[TIMES[5]] == Status.LATE
     assert frame_rows(place.training) == frame_rows(place.url)
+    attrs = open_archive(place.training).attrs
+    assert attrs == open_archive(place.url).attrs
+    assert attrs["odim_quantity"] == "RATE"
 
 
 def test_what_is_up_to_date_is_not_written_again(place):
