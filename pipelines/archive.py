@@ -240,8 +240,8 @@ class Archive:
 
     def slot(self, time: pd.Timestamp) -> int:
         """The number of a time's slot; an error where the axis has none."""
-        position = int(self.times.get_indexer(pd.DatetimeIndex([time]))[0])
-        if position < 0:
+        position, rest = divmod(time - self.times[0], self.timestep)
+        if rest or not 0 <= position < len(self.times):
             raise SquallError(
                 "no such time in the archive",
                 found=time_text(time),
@@ -249,7 +249,7 @@ class Archive:
                 f"every {self.timestep}",
                 remedy="name a time on the archive's axis",
             )
-        return position
+        return int(position)
 
     # Frames ------------------------------------------------------------------------------------
 

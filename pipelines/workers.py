@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ def local_cluster(workers: int) -> Iterator[str]:
     environment = "distributed.nanny.pre-spawn-environ"  # malloc looks at it as a process starts
     kept = {f"{environment}.{name}": value for name, value in KEEP_MEMORY.items()}
     with (
+        _restored(KEEP_MEMORY),
         dask.config.set(kept),
         LocalCluster(
             n_workers=workers,
@@ -43,6 +45,19 @@ def local_cluster(workers: int) -> Iterator[str]:
         ) as cluster,
     ):
         yield cluster.scheduler_address
+
+
+@contextlib.contextmanager
+def _restored(names: Iterable[str]) -> Iterator[None]:
+    """Environment variables are as before in the end: Dask sets its workers' in this process."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def run_parallel(

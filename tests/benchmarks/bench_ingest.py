@@ -13,7 +13,7 @@ round; the ratio is the median of the rounds' ratios, its range beside it.
 * plain: `cfgrib` (or pysteps' importer) and xarray's ``to_zarr(append_dim="time")``, one file
   after the other in one process, as a user would write it. Half as many files per round.
 * bare: nothing but ``gribberish.parse_grib_array`` of the same files, nothing kept, nothing sent;
-  once in a `multiprocessing` pool of as many processes, once in the very Dask workers that
+  once in a plain `multiprocessing` pool of as many processes, once in the very Dask workers that
   ingest uses, whose C library keeps memory (`pipelines.workers.KEEP_MEMORY`).
 
 Both sides are warm: workers run, and each has decoded a frame. "With start" has the start of the
@@ -21,6 +21,7 @@ Dask workers in our time, the other side stays warm.
 """
 
 import argparse
+import contextlib
 import functools
 import multiprocessing
 import shutil
@@ -93,7 +94,7 @@ def ours(settings: IngestSettings, frames: int, into: Path) -> None:
 
 def plain(open_frame: Callable[[Path], Any], paths: list[Path], into: Path) -> None:
     """xarray's own way of growing a store."""
-    with tempfile.TemporaryDirectory(dir=into) as place:
+    with tempfile.TemporaryDirectory(dir=into) as place, storage.consolidating():
         for number, path in enumerate(paths):
             frame = open_frame(path)
             if number == 0:
@@ -142,11 +143,11 @@ def bench_mrms(folder: Path, work: Path, workers: int, rounds: int, repeat: int)
     def take(name: str, frames: int, way: Callable[[], object]) -> None:
         times.setdefault(name, []).append(seconds(way) / frames)
 
-    with (
-        local_cluster(workers) as scheduler,
-        Client(scheduler) as client,
-        processes.Pool(workers) as pool,
-    ):
+    with contextlib.ExitStack() as stack:
+        pool = stack.enter_context(processes.Pool(workers))
+        pool.map(bare, names)  # its processes are there before Dask changes the environment
+        scheduler = stack.enter_context(local_cluster(workers))
+        client = stack.enter_context(Client(scheduler))
         warm = settings.model_copy(update={"scheduler": scheduler})
 
         def in_dask() -> None:

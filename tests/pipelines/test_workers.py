@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipelines.workers import run_parallel
+from pipelines.workers import AHEAD, BATCH, KEEP_MEMORY, run_parallel
 
 
 def add(one, other):
@@ -38,3 +38,27 @@ def test_an_iteration_may_end_early():
     results = run_parallel(add, [(1, 2), (3, 4)], workers=1)
     assert next(results) == 3
     results.close()
+
+
+def die_of_seven(number):
+    if number == 7:
+        os._exit(1)
+    return number
+
+
+@pytest.mark.slow
+def test_a_deadly_task_takes_no_other_of_its_batch_with_it():
+    tasks = [(number,) for number in range(BATCH * AHEAD * 2)]
+    results = run_parallel(die_of_seven, tasks, workers=2, on_death=lambda number: -number)
+    assert sorted(results) == sorted([-7, *(n for (n,) in tasks if n != 7)])
+
+
+@pytest.mark.slow
+def test_workers_keep_the_memory_that_they_had():
+    results = run_parallel(environment, [(name,) for name in [*KEEP_MEMORY] * 2], workers=2)
+    assert sorted(results) == sorted([str(value) for value in KEEP_MEMORY.values()] * 2)
+    assert not os.environ.keys() & KEEP_MEMORY  # theirs alone
+
+
+def environment(name):
+    return os.environ.get(name)
