@@ -17,6 +17,7 @@ import argparse
 import functools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -39,7 +40,7 @@ from pipelines.errors import NotFoundError
 from pipelines.grid import Grid
 from pipelines.ingest import ingest
 from pipelines.sources import SOURCES
-from pipelines.sources.base import FrameFile, find_by_name, frame, re
+from pipelines.sources.base import FoundByName, frame
 from pipelines.units import unpack
 from tests.benchmarks.paired import table
 
@@ -50,7 +51,7 @@ NAME = re.compile(r"year_(?P<time>\d{12})\.bin$")
 KILO, MEGA = 1e3, 1e6
 
 
-class MovingRain:
+class MovingRain(FoundByName):
     """Eight bytes, a frame's number, as a rain field."""
 
     name = "moving-rain"
@@ -61,13 +62,8 @@ class MovingRain:
     licence = "none"
     location: str | None = None
     decoder = "moving-rain/1"
-
-    def find(
-        self, location: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
-    ) -> list[FrameFile]:
-        return find_by_name(
-            location, NAME, start, end, source=self.name, example="year_202301010000.bin"
-        )
+    pattern = NAME
+    example = "year_202301010000.bin"
 
     def read(self, content: bytes) -> xr.DataArray:
         (number,) = struct.unpack(">Q", content)
