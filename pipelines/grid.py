@@ -147,7 +147,8 @@ class Grid:
                 f"{rows}×{columns} pixels of {dy:g}×{dx:g}° "
                 f"(lat/lon, upper left {west:g}°E, {north:g}°N)"
             )
-        method = (self.crs.coordinate_operation or self.crs).name
+        crs = self.crs.source_crs or self.crs  # a datum shift bound to it is no projection
+        method = (crs.coordinate_operation or crs).name
         if method == "unknown":
             method = _cf(self.crs_wkt).get("grid_mapping_name", "unknown projection")
         upper_left = f"upper left {west:.0f}, {north:.0f} m"

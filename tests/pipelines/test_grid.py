@@ -140,3 +140,9 @@ def test_a_field_of_another_shape_than_its_grid_is_an_error(grid):
     check_shape((8, 8), grid)
     with pytest.raises(FrameError, match=r"found \(8, 9\) pixels; expected \(8, 8\)"):
         check_shape((8, 9), grid)
+
+
+def test_a_datum_shift_does_not_hide_the_projections_name():
+    shifted = "+proj=lcc +lat_0=50 +lon_0=4 +lat_1=49 +lat_2=51 +ellps=intl +towgs84=-106,-52,-103"
+    grid = Grid.from_corner(shifted, 0.0, 0.0, (1000.0, 1000.0), (4, 4))
+    assert "lambert_conformal_conic" in str(grid)
