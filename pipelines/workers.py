@@ -72,8 +72,8 @@ def run_parallel(
 
     h5py holds one lock per process, so local workers are processes of one thread each. A task is
     tried three times; what it raises then ends the iteration. A task whose worker dies every time
-    gives `on_death(*task)` instead, where that is given; those that went with it run again, each by
-    itself. Close the iterator to end early.
+    gives `on_death(*task)` instead, where that is given; those that went with it run again, one
+    at a time. Close the iterator to end early.
     """
     if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
         for task in tasks:
@@ -95,6 +95,7 @@ def run_parallel(
             handed_out.update(made)
             return list(made)
 
+        suspects: list[tuple[Any, ...]] = []
         running = as_completed(hand_out(itertools.islice(waiting, AHEAD * threads)))
         for future in running:
             batch = handed_out.pop(future)
@@ -104,13 +105,18 @@ def run_parallel(
             except KilledWorker:
                 if on_death is None:
                     raise
-                if len(batch) > 1:
-                    running.update(hand_out([task] for task in batch))
-                else:
-                    results = [on_death(*batch[0])]
+                suspects += batch
             future.release()
             running.update(hand_out(itertools.islice(waiting, 1)))
             yield from results
+        for task in suspects:  # a worker took the innocent with it: now one task at a time
+            (future,) = hand_out([[task]])
+            try:
+                (result,) = future.result()
+            except KilledWorker:
+                assert on_death is not None
+                result = on_death(*task)
+            yield result
 
 
 def _each(function: Callable[..., Result], tasks: list[tuple[Any, ...]]) -> list[Result]:

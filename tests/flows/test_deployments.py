@@ -59,7 +59,7 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
     assert deployed.returncode == 0, deployed.stdout + deployed.stderr
     deployments = api(prefect, "/deployments/filter", {})
     names = {deployment["name"]: deployment for deployment in deployments}
-    assert set(names) == {"scheduled", "on-demand", "nightly", "hourly"}
+    assert set(names) == {"scheduled", "on-demand", "nightly", "hourly", "weekly"}
     scheduled = names["scheduled"]
     assert scheduled["schedules"][0]["active"]
     form = scheduled["parameter_openapi_schema"]["definitions"]["NowcastSettings"]["properties"]
