@@ -42,6 +42,7 @@ SYNTHETIC: dict[str, Any] = {
         "epochs": 6,
         "samples_per_epoch": 128,
         "batch_size": 4,
+        "network": {"hidden_channels": (32, 32)},
     },
     "nowcast": {"lead_time": "30min"},
 }
@@ -53,6 +54,7 @@ REAL: dict[str, Any] = {
         "epochs": 10,
         "samples_per_epoch": 192,
         "batch_size": 4,
+        "network": {"hidden_channels": (32, 32)},
     }
 }
 

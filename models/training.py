@@ -8,6 +8,7 @@ import datetime as dt
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from models.losses import Loss, get_loss
-from models.networks import build_model
+from models.networks import build_model, check_options
+from models.networks.convlstm import Compute
 from models.normalisation import Kind, RainNormalisation
 from pipelines.archive import Archive
 from pipelines.reading import SampleReader
@@ -31,20 +33,39 @@ INPUT_CHANNELS = 2
 
 
 class NetworkSettings(Section):
-    """Which network, how large."""
+    """Which network, how large. What is not set is as published: see `squall models`."""
 
-    name: str = Field("convlstm", description="Network: see models/networks.py.")
-    hidden_channels: tuple[int, ...] = Field(
-        (32, 32), min_length=1, description="Channels of each layer's states, first layer first."
+    name: str = Field("convlstm", description="Network: see `squall models`.")
+    hidden_channels: tuple[int, ...] | None = Field(
+        None, min_length=1, description="Channels of each layer's states, first layer first."
     )
-    input_kernel: int = Field(3, ge=1, description="Input-to-state kernel, odd.")
-    state_kernel: int = Field(3, ge=1, description="State-to-state kernel, odd.")
-    patch_size: int = Field(4, ge=1, le=32, description="Side of the patches frames are cut into.")
+    input_kernel: int | None = Field(None, ge=1, description="Input-to-state kernel, odd.")
+    state_kernel: int | None = Field(None, ge=1, description="State-to-state kernel, odd.")
+    patch_size: int | None = Field(
+        None, ge=1, le=32, description="Side of the patches frames are cut into."
+    )
+    compute: Compute | None = Field(
+        None,
+        description="How ConvLSTM layers are computed: exact (float32), bf16 (bfloat16, float32 "
+        "cell state), either with -remat for less memory, or reference (step by step).",
+    )
+    options: dict[str, Any] = Field(
+        {}, description='Any other option of the network, such as {"strides": [4, 2]}.'
+    )
+
+    @model_validator(mode="after")
+    def _the_network_has_these_options(self) -> "NetworkSettings":
+        check_options(self.name, self.config())
+        return self
+
+    def config(self) -> dict[str, Any]:
+        """The options that are set, by name."""
+        named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
+        return named | self.options
 
     def build(self) -> nn.Module:
         """The network, untrained: rain rate and observed mask in, rain rate out."""
-        config = self.model_dump(exclude={"name"})
-        return build_model(self.name, in_channels=INPUT_CHANNELS, out_channels=1, **config)
+        return build_model(self.name, in_channels=INPUT_CHANNELS, out_channels=1, **self.config())
 
 
 class TrainSettings(Section):

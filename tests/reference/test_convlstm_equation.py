@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.convlstm import ConvLSTM, ConvLSTMCell
+from models.networks.convlstm import ConvLSTM, ConvLSTMLayer
 
 
 def convolve(field, weight):
@@ -32,11 +32,11 @@ def sigmoid(a):
 
 def cell_step(cell, X, H, C):
     """Equation 3, one gate at a time; X is None for a layer without input."""
-    names = ("i", "f", "c", "o")
+    names = ("i", "f", "o", "c")
     parts = {name: p.detach().numpy() for name, p in cell.named_parameters()}
     W_h = dict(zip(names, np.split(parts["state_conv.weight"], 4), strict=True))
     b = dict(zip(names, np.split(parts["state_conv.bias"], 4), strict=True))
-    W_c = dict(zip(("i", "f", "o"), parts["peephole"], strict=True))
+    W_c = dict(zip(("i", "f", "o"), parts["peepholes"], strict=True))
     if X is not None:
         W_x = dict(zip(names, np.split(parts["input_conv.weight"], 4), strict=True))
 
@@ -115,7 +115,7 @@ def randomised(module):
 @pytest.mark.parametrize(("input_kernel", "state_kernel"), [(3, 3), (5, 1), (1, 3)])
 @pytest.mark.parametrize("with_input", [True, False])
 def test_a_cell_is_equation_3(input_kernel, state_kernel, with_input):
-    cell = randomised(ConvLSTMCell(2 if with_input else 0, 3, input_kernel, state_kernel))
+    cell = randomised(ConvLSTMLayer(2 if with_input else 0, 3, input_kernel, state_kernel))
     rng = np.random.default_rng(1)
     X = rng.normal(size=(2, 4, 5)) if with_input else None
     H, C = rng.normal(size=(2, 3, 4, 5))
@@ -123,7 +123,7 @@ def test_a_cell_is_equation_3(input_kernel, state_kernel, with_input):
     if X is not None:
         convolved = cell.convolve_inputs(torch.from_numpy(X)[None, None])[:, 0]
     state = (torch.from_numpy(H)[None], torch.from_numpy(C)[None])
-    got = cell(convolved, state)
+    got = cell.step(convolved, state)
     for ours, expected in zip(got, cell_step(cell, X, H, C), strict=True):
         np.testing.assert_allclose(ours.detach().numpy()[0], expected, rtol=1e-12, atol=1e-12)
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.convlstm import ConvLSTM
 from models.networks import build_model
+from models.networks.convlstm import ConvLSTM
 from pipelines.errors import UnknownNameError
 
 
@@ -123,7 +123,7 @@ def test_each_layer_may_have_its_own_kernels():
     [
         ({"input_kernel": 4}, "input_kernel must be odd"),
         ({"state_kernel": 2}, "state_kernel must be odd"),
-        ({"input_kernel": [3, 3, 3]}, "one kernel for each of 2 layers"),
+        ({"input_kernel": [3, 3, 3]}, "one value for each of 2 layers"),
     ],
 )
 def test_kernels_that_would_change_the_size_are_an_error(options, message):

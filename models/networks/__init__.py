@@ -1,15 +1,22 @@
-"""Networks by name: one file each, one line here."""
+"""Networks by name: one file each, one line here.
+
+Each takes past frames (batch, time, channel, y, x) and how many lead times to forecast, and gives
+(batch, lead_time, channel, y, x). `paper` says where it is from.
+"""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
-from models.convlstm import ConvLSTM
+from models.networks.convlstm import ConvLSTM, StridedConvLSTM
 from pipelines.errors import UnknownNameError
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"convlstm": ConvLSTM}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "convlstm": ConvLSTM,
+    "convlstm-strided": StridedConvLSTM,
+}
 
 
 def build_model(name: str, **config: Any) -> nn.Module:
@@ -20,10 +27,15 @@ def build_model(name: str, **config: Any) -> nn.Module:
     >>> sum(weights.numel() for weights in network.parameters())
     7585296
     """
+    check_options(name, config)
+    return NETWORKS[name](**config)
+
+
+def check_options(name: str, config: Mapping[str, Any]) -> None:
+    """Raise `UnknownNameError` where there is no such network, or it has no such option."""
     if name not in NETWORKS:
         raise UnknownNameError.of("model", name, NETWORKS)
     options = inspect.signature(NETWORKS[name]).parameters
     for option in config:
         if option not in options:
             raise UnknownNameError.of(f"option of model {name}", option, options)
-    return NETWORKS[name](**config)
