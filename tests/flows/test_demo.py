@@ -121,7 +121,12 @@ def test_readme_python_blocks_run(demo):
 
 def test_readme_console_blocks_run(demo, prefect: Prefect):
     folder, _ = demo
-    commands = [line for block in blocks("console") for line in block.replace("\\\n", " ").splitlines() if line]
+    commands = [
+        line
+        for block in blocks("console")
+        for line in block.replace("\\\n", " ").splitlines()
+        if line
+    ]
     assert any(command.startswith("make demo") for command in commands)
     for command in commands:
         words = shlex.split(command, comments=True)

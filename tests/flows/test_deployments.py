@@ -1,7 +1,9 @@
 """A Prefect server and a worker run the deployments of prefect.yaml, on a schedule."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import time
 import urllib.request
@@ -77,6 +79,7 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
             env=prefect.environment | {"PATH": f"{BIN}:/usr/bin:/bin"},
             stdout=log,
             stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             finished: list[dict] = []
@@ -89,7 +92,7 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
                     published += 1
                     shutil.copy2(coming[published - 1], inbox)  # the next frame arrives
         finally:
-            worker.terminate()
+            os.killpg(worker.pid, signal.SIGKILL)  # asked, it first waits for the runs it started
             worker.wait(timeout=60)
     log_text = (folder / "worker.log").read_text()[-4000:]
     assert published >= 3, log_text
