@@ -1,5 +1,6 @@
 """A Prefect server and a worker run the deployments of prefect.yaml, on a schedule."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -92,8 +93,11 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
                     published += 1
                     shutil.copy2(coming[published - 1], inbox)  # the next frame arrives
         finally:
-            os.killpg(worker.pid, signal.SIGKILL)  # asked, it first waits for the runs it started
-            worker.wait(timeout=60)
+            worker.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for the runs it started
+                worker.wait(timeout=60)
+            if worker.poll() is None:
+                os.killpg(worker.pid, signal.SIGKILL)
     log_text = (folder / "worker.log").read_text()[-4000:]
     assert published >= 3, log_text
     assert len(finished) >= 3, log_text
