@@ -7,15 +7,19 @@ forward   one convolution of all inputs; the loop holds only the state convoluti
 backward  the loop holds only the gates' gradient and the convolution that takes it to the timestep
           before; then one gradient for each weight, over all timesteps, and one for the inputs
 memory    kept are H, C and the activated gates; or, rematerialising, H and C alone: as all of H is
-          known, one convolution gives all gates back at once
+          known, one convolution gives all gates back at once; a zero state is kept as well, so that
+          what the timesteps need lies in one piece
 
 Memory is channels last and time first, so that every timestep, and all of them together, are one
-piece. Convolutions run in the inputs' precision; cell state, gates and sums in float32.
+piece. Convolutions run, and things are kept, in the inputs' precision; cell state, gates
+and sums are float32.
 
 Shapes: T timesteps, B batch, C channels of the input, c of the state, G = 4c, h×w patches.
 """
 
+import importlib.util
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,7 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from models.networks.gates import gates_for
+from models.networks import gates
 
 HOISTED_BYTES = 2**28
 """Inputs are convolved so many timesteps at once that the result is not larger than this."""
@@ -53,8 +57,8 @@ def convlstm_layer(
     arguments = (inputs, hidden, cell, *weights)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments):
         return ConvLSTMFunction.apply(*arguments, timesteps, rematerialise)
-    hiddens, cells, _ = _forward(*arguments, timesteps, keep_cells=False, keep_gates=False)
-    return hiddens[1:], hiddens[-1], cells[-1]
+    hiddens, last_cell, _, _ = _forward(*arguments, timesteps, keep_cells=False, keep_gates=False)
+    return hiddens[1:], hiddens[-1], last_cell
 
 
 class ConvLSTMFunction(torch.autograd.Function):
@@ -75,7 +79,7 @@ class ConvLSTMFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states, the last one, the last cell state."""
         arguments = (inputs, hidden, cell, input_weight, state_weight, bias, peepholes)
-        hiddens, cells, activated = _forward(
+        hiddens, last_cell, cells, activated = _forward(
             *arguments, timesteps, keep_cells=True, keep_gates=not rematerialise
         )
         ctx.save_for_backward(
@@ -83,7 +87,7 @@ class ConvLSTMFunction(torch.autograd.Function):
         )
         ctx.zero_state = hidden is None
         ctx.set_materialize_grads(False)
-        return hiddens[1:], hiddens[-1].clone(), cells[-1].clone()
+        return hiddens[1:], hiddens[-1].clone(), last_cell
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -102,11 +106,15 @@ class ConvLSTMFunction(torch.autograd.Function):
         else:
             grad_gates = torch.empty_like(activated)
         timesteps = len(activated)
+        if grad_hiddens is not None:
+            grad_hiddens = _in_order(grad_hiddens)
         state_weight_cast = _cast(state_weight, hiddens)
         gate = gates_for(hiddens)
-        grad_peepholes = gate.peephole_sums(cells[0])
-        of_cell = torch.zeros_like(cells[0]) if grad_cell is None else grad_cell.clone()
-        of_hidden = grad_hidden
+        precise = torch.promote_types(hiddens.dtype, torch.float32)
+        of_cell = _channels_last(hiddens, 1, hiddens.shape[1:], precise)[0]
+        of_cell.copy_(grad_cell if grad_cell is not None else torch.zeros_like(of_cell))
+        of_hidden = None if grad_hidden is None else _in_order(grad_hidden)
+        grad_peepholes = gate.peephole_sums(of_cell)
         for t in reversed(range(timesteps)):
             gate.backward(
                 activated[t],
@@ -159,26 +167,26 @@ def _forward(
     *,
     keep_cells: bool,
     keep_gates: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """H and C of timesteps 0 (the state before) to T, and the activated gates of 1 to T.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """H of timesteps 0 (the state before) to T, the last C, and what the backward pass may need:
 
-    Without `keep_cells` only one C is there, the last; without `keep_gates` no gates.
+    C of timesteps 0 to T and the activated gates of 1 to T, both in the inputs' precision.
     """
     like = inputs[0] if inputs is not None else hidden
     assert like is not None
     size = (like.shape[0], state_weight.shape[1], *like.shape[-2:])
-    precise = torch.promote_types(like.dtype, torch.float32)
-    hiddens = _channels_last(like, timesteps + 1, size)
-    cells = _channels_last(like, timesteps + 1 if keep_cells else 1, size, precise)
     gates_size = (size[0], state_weight.shape[0], *size[2:])
+    running = _channels_last(like, 1, size, torch.promote_types(like.dtype, torch.float32))[0]
+    running.copy_(torch.zeros_like(running) if cell is None else cell)
+    hiddens = _channels_last(like, timesteps + 1, size)
+    hiddens[0].copy_(torch.zeros_like(running) if hidden is None else hidden)
+    cells = _channels_last(like, timesteps + 1, size) if keep_cells else None
+    if cells is not None:
+        cells[0].copy_(running)
     activated = _channels_last(like, timesteps, gates_size) if keep_gates else None
-    if hidden is not None and cell is not None:
-        hiddens[0], cells[0] = hidden, cell
-    else:
-        hiddens[0], cells[0] = 0, 0
     state_weight, bias = _cast(state_weight, like), bias.to(like.dtype)
-    convolved = _convolved(inputs, input_weight, bias, like, timesteps)
     gate = gates_for(like)
+    convolved = _convolved(inputs, input_weight, bias, like, timesteps)
     for t, of_timestep in enumerate(convolved):
         recurrent = None
         if t > 0 or hidden is not None:
@@ -187,13 +195,22 @@ def _forward(
         gate.forward(
             of_timestep,
             recurrent,
-            cells[t if keep_cells else 0],
+            running,
             peepholes,
             hiddens[t + 1],
-            cells[t + 1 if keep_cells else 0],
+            None if cells is None else cells[t + 1],
             None if activated is None else activated[t],
         )
-    return hiddens, cells, activated
+    return hiddens, running, cells, activated
+
+
+def gates_for(tensor: Tensor) -> ModuleType:
+    """The gates for where a tensor lies: Triton's on a GPU, if it is there; else PyTorch's."""
+    if tensor.is_cuda and importlib.util.find_spec("triton"):
+        from models.networks import gates_triton
+
+        return gates_triton
+    return gates
 
 
 def _convolved(
@@ -246,19 +263,23 @@ def _channels_last(
     return like.new_empty(shape, dtype=dtype or like.dtype).permute(0, 1, 4, 2, 3)
 
 
+def _in_order(fields: Tensor) -> Tensor:
+    """(…, channels, height, width) in the memory order of `_channels_last`."""
+    return fields.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
 def _cast(weight: Tensor, like: Tensor) -> Tensor:
     return weight.to(like.dtype, memory_format=torch.channels_last)
 
 
 def _convolve(frames: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Same size out as in, channels last."""
-    result = F.conv2d(frames, weight, bias, padding=weight.shape[-1] // 2)
-    return result.contiguous(memory_format=torch.channels_last)
+    return _in_order(F.conv2d(frames, weight, bias, padding=weight.shape[-1] // 2))
 
 
 def _input_gradient(grad: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
     result: Tensor = _convolution_backward(grad, frames, weight, [True, False, False])[0]
-    return result
+    return _in_order(result)
 
 
 def _weight_gradient(grad: Tensor, frames: Tensor, weight: Tensor) -> Tensor:
