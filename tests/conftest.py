@@ -34,6 +34,7 @@ os.environ |= {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "DO_NOT_TRACK": "1",
+    "TRITON_INTERPRET": "1",  # GPU kernels run on the CPU; Triton looks once, when it is imported
 }
 torch.set_num_threads(1)  # tensors here are tiny; more threads only wait for each other
 

@@ -6,6 +6,8 @@ give once. Memory is channels last, so a field is a matrix of pixels by channels
 are the four quarters of a row. ``TRITON_INTERPRET=1`` runs them without a GPU.
 """
 
+from typing import no_type_check
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,7 +17,8 @@ BLOCK_ROWS, BLOCK_CHANNELS = 32, 64
 
 
 @triton.jit
-def _block(channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr, rows):  # type: ignore[no-untyped-def]
+@no_type_check
+def _block(channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr, rows):
     """Which pixels and channels a program has, and whether they are there."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -24,12 +27,14 @@ def _block(channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr, rows):  # type:
 
 
 @triton.jit
-def _tanh(x):  # type: ignore[no-untyped-def]
+@no_type_check
+def _tanh(x):
     return 2 * tl.sigmoid(2 * x) - 1
 
 
 @triton.jit
-def _forward_kernel(  # type: ignore[no-untyped-def]
+@no_type_check
+def _forward_kernel(
     convolved, recurrent, cell, peepholes, hidden_out, cell_kept, gates_kept,
     rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -69,7 +74,8 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _activate_kernel(  # type: ignore[no-untyped-def]
+@no_type_check
+def _activate_kernel(
     summed, cell, cell_after, peepholes,
     rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
@@ -94,7 +100,8 @@ def _activate_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _backward_kernel(  # type: ignore[no-untyped-def]
+@no_type_check
+def _backward_kernel(
     gates, cell, cell_after, peepholes, grad_hidden, grad_recurrent, grad_cell, grad_gates,
     grad_peepholes, rows, channels, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
