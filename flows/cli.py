@@ -92,6 +92,26 @@ def sources() -> None:
 
 
 @app.command
+def models(*, frame: int = 256, past: int = 6, lead_times: int = 12, json: bool = False) -> None:
+    """List networks and baselines: paper, parameters, and what a forecast costs.
+
+    Example: squall models --frame 512 --lead-times 18
+
+    Parameters
+    ----------
+    frame: Pixels a side of the frames that costs are for.
+    past: Past frames.
+    lead_times: Forecast frames.
+    json: Print JSON: bytes and FLOPs.
+    """
+    from flows.report import print_json, print_models
+    from models.catalogue import catalogue
+
+    entries = catalogue(frame, past, lead_times)
+    print_json(entries) if json else print_models(entries, past, lead_times)
+
+
+@app.command
 def ingest(
     location: str | None = None,
     *,

@@ -1,6 +1,8 @@
 """What the commands print for people."""
 
+import json
 from collections.abc import Iterable
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +11,7 @@ from flows.demo import DemoReport
 from flows.doctor import Check
 from flows.settings import Setting
 from flows.verify import VerifyReport
+from models.catalogue import Entry
 from pipelines.info import ArchiveInfo
 from pipelines.sources import Source
 from pipelines.storage import display
@@ -39,6 +42,31 @@ def print_sources(sources: Iterable[Source]) -> None:
             source.location or "–",
         )
     console.print(table)
+
+
+def print_models(entries: Iterable[Entry], past: int, lead_times: int) -> None:
+    """One row per network and baseline; `models.catalogue.Entry` explains the columns."""
+    columns = ("name", "paper", "parameters", "frame", "GFLOP", "training MB")
+    table = _table(f"Models: {past} past frames, {lead_times} lead times", columns)
+    table.columns[0].no_wrap = True
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            entry.paper,
+            f"{entry.parameters:,}" if entry.parameters is not None else "–",
+            f"{entry.frame}²" if entry.frame is not None else "–",
+            f"{entry.flops / 1e9:.1f}" if entry.flops is not None else "–",
+            f"{entry.training_bytes / 1e6:.0f}" if entry.training_bytes is not None else "–",
+        )
+    console.print(table)
+    print(
+        "GFLOP: of one forecast. training MB: kept for the backward pass of one sequence, float32."
+    )
+
+
+def print_json(entries: Iterable[Entry]) -> None:
+    """The same for programs: FLOPs and bytes."""
+    print(json.dumps([asdict(entry) for entry in entries], indent=2))
 
 
 def print_settings(settings: Iterable[Setting]) -> None:

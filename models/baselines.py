@@ -21,6 +21,7 @@ class Persistence:
     """The newest frame stays as it is (Eulerian persistence)."""
 
     name = "persistence"
+    paper = "Eulerian persistence"
     past_frames = 1
 
     def predict(self, past: xr.DataArray, lead_times: pd.TimedeltaIndex) -> xr.DataArray:
@@ -38,6 +39,7 @@ class Advection:
     """
 
     name = "advection"
+    paper = "Germann and Zawadzki 2002"
     past_frames = 3
 
     def predict(self, past: xr.DataArray, lead_times: pd.TimedeltaIndex) -> xr.DataArray:

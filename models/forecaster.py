@@ -17,10 +17,12 @@ class Forecaster(Protocol):
     Attributes
     ----------
     name : what score tables and forecasts call it
+    paper : where it is from
     past_frames : how many successive past frames it needs, the one at init_time included
     """
 
     name: str
+    paper: str
     past_frames: int
 
     def predict(self, past: xr.DataArray, lead_times: pd.TimedeltaIndex) -> xr.DataArray:

@@ -46,6 +46,7 @@ class NetworkForecaster:
         self.model = model
         self.name = model.id
         self.past_frames = model.past_frames
+        self.paper = str(model.network.paper)
         self._normalisation = RainNormalisation(model.settings.normalisation)
 
     @torch.no_grad()

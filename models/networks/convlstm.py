@@ -179,7 +179,7 @@ class ConvLSTM(Flat):
     compute : see `Compute`
     """
 
-    paper = "Shi et al. 2015, NeurIPS"
+    paper = "Shi et al. 2015"
 
     def __init__(
         self,
@@ -209,7 +209,7 @@ class StridedConvLSTM(Strided):
     input_kernel, state_kernel, peephole, compute : see `ConvLSTM`
     """
 
-    paper = "Shi et al. 2015 and 2017, NeurIPS"
+    paper = "Shi et al. 2015, 2017"
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.catalogue import saved_bytes
 from models.networks import build_model
 from tests.benchmarks.naive_convlstm import NaiveConvLSTM
 from tests.benchmarks.paired import in_turns, table
@@ -153,24 +154,6 @@ def memory(way: Way, device: str) -> int:
         way.step()
         return torch.cuda.max_memory_allocated()
     return saved_bytes(way.network, way.loss)
-
-
-def saved_bytes(network: nn.Module, loss: Callable[[], Tensor]) -> int:
-    """Memory kept for the backward pass, parameters aside, each piece once."""
-    parameters = {weights.untyped_storage().data_ptr() for weights in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        held = loss()
-    total = sum(kept.values())
-    del held
-    return total
 
 
 def check(config: Config, device: str, ways: list[str]) -> list[tuple[str, ...]]:

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from models.catalogue import saved_bytes
 from models.losses import masked_mse
 from models.networks import build_model, convlstm_function
 from models.networks.convlstm import ConvLSTM, ConvLSTMLayer
 from models.networks.convlstm_function import convlstm_layer
 from tests.benchmarks.naive_convlstm import NaiveConvLSTM
-from tests.benchmarks.train_step import saved_bytes
 
 COMPUTES = ("exact", "exact-remat", "bf16", "bf16-remat")
 TOLERANCE = {"exact": 1e-5, "exact-remat": 1e-5, "bf16": 1e-2, "bf16-remat": 1e-2}
