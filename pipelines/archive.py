@@ -18,7 +18,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import dask.array as da
@@ -178,6 +178,12 @@ def _nothing() -> None:
     """No frame is written yet."""
 
 
+@lru_cache(maxsize=4)
+def opened(url: str, version: str) -> "Archive":
+    """An archive, opened once per process and version (`Archive.version`): for many small tasks."""
+    return Archive(url)
+
+
 class Archive:
     """An open archive: read and write frames by time.
 
@@ -251,13 +257,22 @@ class Archive:
             )
         return int(position)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Slots, rows and columns."""
+        slots, rows, columns = self._array("rain_rate").shape
+        return slots, rows, columns
+
+    def fast_rain_rate(self) -> Any | None:
+        """The stored integers (time, y, x) by tensorstore; None where it is not available."""
+        metadata = self.root_metadata["consolidated_metadata"]["metadata"]["rain_rate"]
+        return fast_array(storage.join(self.url, "rain_rate"), metadata)
+
     # Frames ------------------------------------------------------------------------------------
 
     @cached_property
     def _writable(self) -> Any:
-        array = self._array("rain_rate")
-        metadata = self.root_metadata["consolidated_metadata"]["metadata"]["rain_rate"]
-        return fast_array(storage.join(self.url, "rain_rate"), metadata) or array
+        return self.fast_rain_rate() or self._array("rain_rate")
 
     def write_frame(self, time: pd.Timestamp, stored: NDArray[np.uint16]) -> None:
         """Write one frame's stored integers (y, x) into its slot. The status stays as it is."""

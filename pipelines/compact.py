@@ -17,7 +17,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines import storage
-from pipelines.archive import OWN_ATTRIBUTES, TRAINING, USABLE, Archive, Status, create
+from pipelines.archive import (
+    OWN_ATTRIBUTES,
+    TRAINING,
+    USABLE,
+    Archive,
+    Status,
+    create,
+    opened,
+)
 from pipelines.axis import chunk_indices
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.lock import exclusive
@@ -83,7 +91,10 @@ def compact(
         blocks = _blocks(live, training)
         stale = [block for block in blocks if _differ(_of(here, block), _of(there, block))]
         report.current = len(blocks) - len(stale)
-        tasks = [(archive_url, url, block[0], block[-1], _of(here, block)) for block in stale]
+        versions = (live.version, training.version)
+        tasks = [
+            (archive_url, url, versions, block[0], block[-1], _of(here, block)) for block in stale
+        ]
         results = run_parallel(write_block, tasks, workers=workers, scheduler=scheduler)
         with contextlib.closing(results), bar(len(tasks), "compact", "block", shown=progress) as b:
             for statuses, block in results:
@@ -147,13 +158,18 @@ def _content(row: ManifestRow) -> tuple[str, str]:
 
 
 def write_block(
-    live_url: str, url: str, first: pd.Timestamp, last: pd.Timestamp, frames: Frames
+    live_url: str,
+    url: str,
+    versions: tuple[str, str],
+    first: pd.Timestamp,
+    last: pd.Timestamp,
+    frames: Frames,
 ) -> tuple[dict[pd.Timestamp, Status], pd.DatetimeIndex]:
     """Copy the frames from `first` to `last` into their block, read it back, compare. A Dask task.
 
     Returns the statuses to commit, and the times.
     """
-    live, training = Archive(live_url), Archive(url)
+    live, training = opened(live_url, versions[0]), opened(url, versions[1])
     times = pd.date_range(first, last, freq=live.timestep)
     status, held = live.status().reindex(times, fill_value=Status.MISSING), training.status()
     here = status.isin(USABLE).to_numpy()

@@ -197,17 +197,16 @@ def _plan(
     for time in [text for text in known if status.get(utc(text)) == Status.MISSING]:
         del known[time]
 
-    def settled(file: FrameFile) -> bool:
-        return any(
-            row.sha256
-            and (row.key, row.size, row.received, row.decoder)
-            == (file.url, file.size, time_text(file.received), decoder_now)
-            for row in known.get(time_text(file.valid_time), [])
-        )
-
+    settled = {
+        (text, row.key, row.size, row.received, row.decoder)
+        for text, rows in known.items()
+        for row in rows
+        if row.sha256
+    }
     groups: dict[pd.Timestamp, list[FrameFile]] = {}
     for file in files:
-        if not settled(file):
+        own = time_text(file.valid_time), file.url, file.size, time_text(file.received), decoder_now
+        if own not in settled:
             groups.setdefault(file.valid_time, []).append(file)
     return [groups[time] for time in sorted(groups)], known
 
@@ -227,14 +226,9 @@ def _run(
     pending: list[SlotResult] = []
     wrong_grid: str | None = None
     current = archive.status()
+    version = archive.version
     tasks = [
-        (
-            archive.url,
-            archive.version,
-            settings,
-            group,
-            previous.get(time_text(group[0].valid_time), []),
-        )
+        (archive.url, version, settings, group, previous.get(time_text(group[0].valid_time), []))
         for group in todo
     ]
     results = run_parallel(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines import storage
 from pipelines.archive import USABLE, Archive
 from pipelines.errors import SquallError
-from pipelines.fast import available, fast_array
+from pipelines.fast import available
 from pipelines.units import MISSING, unpack
 
 Window = tuple[slice, slice, slice]
@@ -87,12 +87,9 @@ class SampleReader:
     def _open(self) -> _Opened:
         archive = Archive(self.url)
         usable = np.isin(archive.status().to_numpy(), USABLE)
-        metadata = archive.root_metadata["consolidated_metadata"]["metadata"]["rain_rate"]
-        array = None
-        if self.fast is not False:
-            array = fast_array(storage.join(self.url, "rain_rate"), metadata)
+        array = archive.fast_rain_rate() if self.fast is not False else None
         self._opened = _Opened(
-            tuple(metadata["shape"]),
+            archive.shape,
             usable,
             (lambda window: archive.read_stored(*window))
             if array is None

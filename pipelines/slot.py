@@ -1,12 +1,12 @@
 """One valid time: its files, and which of them becomes the archive's frame. A Dask task each."""
 
+import contextlib
 import hashlib
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import pandas as pd
 
-from pipelines.archive import Archive, Status
+from pipelines.archive import Status, opened
 from pipelines.decode import Decoded, IngestSettings, decode, decoder
 from pipelines.errors import FrameError, GridMismatchError
 from pipelines.manifest import ManifestRow, frame_row
@@ -46,7 +46,7 @@ def ingest_slot(
     that were ever seen (see `_settle`), so the order of arrival does not count. `version` is the
     archive's, as planned with: a worker opens each version once.
     """
-    archive = _open(archive_url, version)
+    archive = opened(archive_url, version)
     rows = {(row.key, row.sha256): row for row in previous}
     decoded: dict[str, Decoded] = {}
     wrong_grid: str | None = None
@@ -96,22 +96,16 @@ def give_up(
         expected="a file that can be read, in the memory that a worker has",
         remedy="look at the file and at the workers' memory",
     )
-    rows = [replace(_row(file, settings), outcome="bad", error=str(error)) for file in files]
-    contents = [_read(file, settings) for file in files]
-    rows = [
-        replace(row, sha256=hashlib.sha256(content).hexdigest())
-        for row, content in zip(rows, contents, strict=True)
-    ]
+    rows = []
+    for file in files:
+        row = replace(_row(file, settings), outcome="bad", error=str(error))
+        with contextlib.suppress(FrameError):  # one that has gone has no hash
+            row = replace(row, sha256=hashlib.sha256(_read(file, settings)).hexdigest())
+        rows.append(row)
     frame = frame_row(previous)
     status = Status[frame.outcome.upper()] if frame else Status.BAD
     errors = tuple(f"{file.name}: {error}" for file in files)
     return SlotResult(files[0].valid_time, rows, status, errors=errors)
-
-
-@lru_cache(maxsize=4)
-def _open(archive_url: str, version: str) -> Archive:
-    """An archive, opened once per process and version."""
-    return Archive(archive_url)
 
 
 def _read(file: FrameFile, settings: IngestSettings) -> bytes:

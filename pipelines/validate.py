@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from pipelines import storage
-from pipelines.archive import USABLE, Archive, Status
+from pipelines.archive import USABLE, Archive, Status, opened
 from pipelines.axis import leftovers, remove_leftovers
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, frame_rows
@@ -73,7 +73,8 @@ def validate(
                 name = Status(status.get(time, Status.MISSING)).name.lower()
                 report.problems[time] = f"status {name}, yet the manifest names {row.key}"
         times = list(status.index[status.isin(USABLE)])
-        tasks = [(archive.url, time, rows.get(time)) for time in times]
+        version = archive.version
+        tasks = [(archive.url, version, time, rows.get(time)) for time in times]
         results = run_parallel(check_frame, tasks, workers=workers, scheduler=scheduler)
         with contextlib.closing(results), bar(len(tasks), "validate", "frame", shown=progress) as b:
             for time, problem in results:
@@ -91,10 +92,10 @@ def validate(
 
 
 def check_frame(
-    archive_url: str, time: pd.Timestamp, row: ManifestRow | None
+    archive_url: str, version: str, time: pd.Timestamp, row: ManifestRow | None
 ) -> tuple[pd.Timestamp, str | None]:
     """What is wrong with the frame at a time, None where nothing is. A Dask task."""
-    archive = Archive(archive_url)
+    archive = opened(archive_url, version)
     slot = archive.slot(time)
     if row is None:
         return time, "no row in the manifest says where it is from"

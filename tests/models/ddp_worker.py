@@ -1,7 +1,7 @@
 """One of two gloo workers that train every network with plain DistributedDataParallel.
 
-Run as ``python -m tests.models.ddp_worker RANK STORE``; raises where a parameter is unused, or where
-the gradient is not the mean of the two workers' own.
+Run as ``python -m tests.models.ddp_worker RANK STORE``; raises where a parameter is unused, or
+where the gradient is not the mean of the two workers' own.
 """
 
 import sys

@@ -26,7 +26,7 @@ from pipelines.lock import BusyError, exclusive
 from pipelines.manifest import read_manifest
 from pipelines.quality import QualitySettings
 from pipelines.regrid import RegridSettings
-from pipelines.slot import ingest_slot
+from pipelines.slot import give_up, ingest_slot
 from pipelines.sources import get_source
 from pipelines.sources.base import FrameFile
 from pipelines.sources.odim import Odim
@@ -695,6 +695,18 @@ def test_settings_that_do_not_fit_lose_nothing_that_was_read(place, send, fields
     with pytest.raises(GridMismatchError):
         ingest(place.url, place.settings.model_copy(update={"regrid": smaller}))
     assert_same(contents(place.url), before)
+
+
+def test_giving_up_on_files_of_which_one_has_gone_is_a_row_for_each(place, send, fields):
+    send(place.folder, TIMES[0], fields[0])
+    place.ingest()
+    kept = send(place.folder, TIMES[1], fields[1])
+    gone = send(place.folder, TIMES[1], fields[2], name="b")
+    files = get_source("odim").find(str(place.folder), start=TIMES[1])
+    gone.unlink()
+    result = give_up(place.url, Archive(place.url).version, place.settings, files, [])
+    assert [row.outcome for row in result.rows] == ["bad", "bad"]
+    assert [bool(row.sha256) for row in result.rows] == [kept.name in f.url for f in files]
 
 
 @pytest.mark.parametrize(
