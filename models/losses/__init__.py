@@ -70,7 +70,8 @@ class Loss:
     ) -> Float[Tensor, ""]:
         """The loss of a network's output, in the target's precision."""
         assert self.of_ensemble or output.shape == target.shape, (output.shape, target.shape)
-        output = output.to(target.dtype)
+        # Before the link as well: a sigmoid's gradient at NaN is NaN, whatever comes after.
+        output = output.to(target.dtype).where(observed, 0.0)
         rain = self.to_rain(output)
         loss = target.new_zeros(())
         for weight, name in self.terms:
