@@ -103,11 +103,20 @@ def load_settings(defaults: Mapping[str, Any] | None = None, **overrides: Any) -
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        remedy = f"change {key} ({environment_name(key)} in the environment, {key} in {TOML})"
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, SquallError):  # which says more than pydantic makes of it
+            raise SettingsError(
+                f"setting {key} does not fit: {cause.problem}",
+                found=cause.found,
+                expected=cause.expected,
+                remedy=f"{remedy}: {cause.remedy}",
+            ) from error
         raise SettingsError(
             f"setting {key} does not fit",
             found=repr(first["input"]),
             expected=first["msg"].removeprefix("Value error, "),
-            remedy=f"change {key} ({environment_name(key)} in the environment, {key} in {TOML})",
+            remedy=remedy,
         ) from error
 
 

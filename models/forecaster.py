@@ -35,8 +35,8 @@ class Forecaster(Protocol):
 
         Returns
         -------
-        (lead_time, y, x) mm/h with `past`'s grid and the scalar coordinate init_time; NaN where
-        nothing can be said
+        ([member,] lead_time, y, x) mm/h with `past`'s grid and the scalar coordinate init_time; NaN
+        where nothing can be said
         """
         ...
 
@@ -44,11 +44,13 @@ class Forecaster(Protocol):
 def labelled(
     rain_rate: NDArray[np.floating], past: xr.DataArray, lead_times: pd.TimedeltaIndex
 ) -> xr.DataArray:
-    """A forecast's values (lead_time, y, x) with the labels of the past frames they follow."""
+    """A forecast's values ([member,] lead_time, y, x), labelled as the past frames they follow."""
+    member = {"member": ("member", np.arange(len(rain_rate)), {"standard_name": "realization"})}
     return xr.DataArray(
         rain_rate.astype(np.float32, copy=False),
-        dims=("lead_time", "y", "x"),
-        coords={
+        dims=("member", "lead_time", "y", "x")[-rain_rate.ndim :],
+        coords=(member if rain_rate.ndim == 4 else {})
+        | {
             "lead_time": lead_times,
             "y": past["y"],
             "x": past["x"],

@@ -48,14 +48,15 @@ class NetworkForecaster:
         self.past_frames = model.past_frames
         self.paper = str(model.network.paper)
         self._normalisation = RainNormalisation(model.settings.normalisation)
+        self._loss = model.settings.build_loss()
 
     @torch.no_grad()
     def predict(self, past: xr.DataArray, lead_times: pd.TimedeltaIndex) -> xr.DataArray:
         """See `models.forecaster.Forecaster.predict`.
 
-        A pixel that no past frame observed has no forecast. Below 0.1 mm/h a forecast is dry, and
-        where no past frame has rain it is dry everywhere. Raises `SquallError` where the frames are
-        not spaced as those it was trained on.
+        Members where it was trained on a loss of ensembles. A pixel that no past frame observed has
+        no forecast. Below 0.1 mm/h a forecast is dry, and where no past frame has rain it is dry
+        everywhere. Raises `SquallError` where the frames are not spaced as those it was trained on.
         """
         timestep = timestep_of(past)
         if timestep != self.model.timestep:
@@ -67,14 +68,17 @@ class NetworkForecaster:
             )
         frames = torch.from_numpy(past.values.astype(np.float32))
         steps = [round(lead / timestep) for lead in lead_times]
-        rain_rate = np.zeros((len(steps), *frames.shape[1:]), np.float32)
+        members = self.model.settings.out_channels
+        rain_rate = np.zeros((members, len(steps), *frames.shape[1:]), np.float32)
         if (frames >= DRY_MM_H).any():
             inputs = network_input(frames, self._normalisation)[None]
-            output = self.model.network(inputs, max(steps))[0, [step - 1 for step in steps], 0]
-            rain_rate = self._normalisation.decode(output).numpy()
+            output = self.model.network(inputs, max(steps))[0, [step - 1 for step in steps]]
+            rain = self._loss.to_rain(output).movedim(1, 0)
+            rain_rate = self._normalisation.decode(rain).numpy()
             rain_rate[rain_rate < DRY_MM_H] = 0.0
-        rain_rate[:, np.isnan(past.values).all(axis=0)] = np.nan
-        return labelled(rain_rate, past, lead_times)
+        rain_rate[..., np.isnan(past.values).all(axis=0)] = np.nan
+        ensemble = self._loss.of_ensemble
+        return labelled(rain_rate if ensemble else rain_rate[0], past, lead_times)
 
 
 def get_forecaster(root: str, name: str) -> Forecaster:

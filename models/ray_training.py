@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.losses import get_loss
 from models.normalisation import RainNormalisation
 from models.training import (
     Learner,
@@ -167,7 +166,7 @@ def train_loop(config: dict[str, Any]) -> None:
     device = get_device()
 
     torch.manual_seed(settings.seed)
-    network = settings.network.build()
+    network = settings.build_network()
     steps_per_epoch = -(-(settings.samples_per_epoch // world_size) // settings.batch_size)
     history: list[Metrics] = []
     resumed = _newest_checkpoint()
@@ -238,7 +237,7 @@ def _validate(
         RainNormalisation(settings.normalisation),
     )
     on_device = (batch.to(device) for batch in validation)
-    return evaluate(learner.network, on_device, get_loss(settings.loss))
+    return evaluate(learner.network, on_device, settings.build_loss())
 
 
 def _mean_over_workers(metrics: Metrics, world_size: int, device: torch.device) -> Metrics:

@@ -130,7 +130,7 @@ def load_model(root: str, name: str, version: str | None = None) -> Model:
             remedy="restore them from a backup, or promote another version",
         )
     settings = TrainSettings.model_validate(card["settings"])
-    network = settings.network.build()
+    network = settings.build_network()
     network.load_state_dict(load(content))
     network.eval()
     return Model(

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from models.losses import Loss, get_loss
+from models.losses import LOSSES, Loss, get_loss
 from models.networks import build_model, check_options
 from models.networks.convlstm import Compute
 from models.normalisation import Kind, RainNormalisation
@@ -63,9 +63,11 @@ class NetworkSettings(Section):
         named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
         return named | self.options
 
-    def build(self) -> nn.Module:
-        """The network, untrained: rain rate and observed mask in, rain rate out."""
-        return build_model(self.name, in_channels=INPUT_CHANNELS, out_channels=1, **self.config())
+    def build(self, out_channels: int = 1) -> nn.Module:
+        """The network, untrained: rain rate and observed mask in, rain rate or its members out."""
+        return build_model(
+            self.name, in_channels=INPUT_CHANNELS, out_channels=out_channels, **self.config()
+        )
 
 
 class TrainSettings(Section):
@@ -90,7 +92,14 @@ class TrainSettings(Section):
     )
     split_seed: int = Field(0, ge=0, description="Deals days to training, validation and test.")
     normalisation: Kind = Field("log", description="Scale on which rain rate is learnt.")
-    loss: str = Field("mse", description="Loss over observed pixels: mse or mae.")
+    loss: str = Field(
+        "mse",
+        description=f"Loss over observed pixels: {', '.join(LOSSES)}, or a sum such as "
+        "mse+0.5*gdl.",
+    )
+    members: int = Field(
+        8, ge=2, description="Members that a network forecasts where its loss is crps."
+    )
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
     batch_size: int = Field(8, ge=1, description="Samples per worker and step.")
@@ -109,6 +118,12 @@ class TrainSettings(Section):
         None, description="Ray cluster; RAY_ADDRESS counts too; a local one by default."
     )
 
+    @field_validator("loss")
+    @classmethod
+    def _the_loss_exists(cls, loss: str) -> str:
+        get_loss(loss)
+        return loss
+
     @model_validator(mode="after")
     def _a_sample_for_every_worker(self) -> "TrainSettings":
         if self.samples_per_epoch < self.workers:
@@ -120,6 +135,19 @@ class TrainSettings(Section):
         if self.validation_fraction + self.test_fraction >= 1:
             raise ValueError("validation and test fraction must leave something to train on")
         return self
+
+    def build_loss(self) -> Loss:
+        """The loss, on the scale on which rain rate is learnt."""
+        return get_loss(self.loss, RainNormalisation(self.normalisation))
+
+    @property
+    def out_channels(self) -> int:
+        """Channels that the network puts out: one, or as many as members where the loss is crps."""
+        return self.members if self.build_loss().of_ensemble else 1
+
+    def build_network(self) -> nn.Module:
+        """The network, untrained."""
+        return self.network.build(self.out_channels)
 
     def sequence_shape(self, archive: Archive) -> SequenceShape:
         """Past, future and crop in the archive's frames and pixels."""
@@ -233,7 +261,7 @@ def evaluate(network: nn.Module, validation: Iterable[Batch], loss: Loss) -> dic
     for batch in validation:
         lead_times = batch.future.shape[1]
         losses.append(float(loss(network(batch.past, lead_times), batch.future, batch.observed)))
-        newest = batch.past[:, -1:, :1].expand_as(batch.future)
+        newest = loss.from_rain(batch.past[:, -1:, :1]).expand_as(batch.future)
         persistence.append(float(loss(newest, batch.future, batch.observed)))
     if not losses:
         return {}
@@ -274,7 +302,7 @@ class Learner:
         samples = draw(dataset.index, settings.samples_per_epoch, (settings.seed, number))
         share = len(samples) // world_size  # equal shares: workers step together
         samples = samples[rank * share : (rank + 1) * share]
-        loss = get_loss(settings.loss)
+        loss = settings.build_loss()
         normalisation = RainNormalisation(settings.normalisation)
         for batch in batches(dataset, samples, settings.batch_size, normalisation):
             yield train_step(

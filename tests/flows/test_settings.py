@@ -118,6 +118,23 @@ def test_assignments_are_nested_settings():
         parse_assignments(["train.epochs"])
 
 
+def test_a_loss_is_set_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "squall.toml").write_text("[train]\nloss = 'mse + gdl'\n")
+    assert load_settings().train.build_loss().terms == ((1.0, "mse"), (1.0, "gdl"))
+    monkeypatch.setenv("SQUALL_TRAIN__LOSS", "crps")
+    assert load_settings().train.build_loss().terms == ((1.0, "crps"),)
+    given = parse_assignments(["train.loss=mse+0.5*gdl"])
+    assert load_settings(**given).train.build_loss().terms == ((1.0, "mse"), (0.5, "gdl"))
+
+
+def test_a_loss_that_does_not_exist_is_answered_with_the_nearest():
+    with pytest.raises(SettingsError) as error:
+        load_settings(**parse_assignments(["train.loss=mse+gld"]))
+    assert str(error.value).startswith("setting train.loss does not fit: unknown loss: found 'gld'")
+    assert "did you mean 'gdl'?" in str(error.value)
+    assert "SQUALL_TRAIN__LOSS" in str(error.value)
+
+
 def test_a_form_overrides_only_what_is_filled_in(monkeypatch):
     """Prefect's form sends back every default that the schema names, so it names none."""
     schema = TrainSettings.model_json_schema()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import get_loss
+from models.losses import LOSSES, get_loss
 from models.normalisation import RainNormalisation
 from models.train import train_model
 from models.training import (
@@ -46,7 +46,7 @@ def dataset(archive):
 
 def learner(settings=SETTINGS):
     torch.manual_seed(settings.seed)
-    return Learner.start(settings, settings.network.build())
+    return Learner.start(settings, settings.build_network())
 
 
 def weights(network):
@@ -221,6 +221,30 @@ def test_a_short_training_lowers_the_loss(dataset):
     assert after < before / 2
 
 
+@pytest.mark.parametrize("name", [*LOSSES, "mse+gdl", "cross-entropy+0.5*ssim"])
+def test_every_loss_can_be_trained_with(dataset, name):
+    settings = {"loss": name, "members": 3, "learning_rate": 1e-2}
+    one = learner(TrainSettings(**SETTINGS.model_dump() | settings))
+    loss = one.settings.build_loss()
+    (batch,) = batches(dataset, [0, 3, 6, 9], 4, LOG)
+    before = evaluate(one.network, [batch], loss)["validation_loss"]
+    for _ in range(12):
+        train_step(one.network, one.optimiser, batch, loss, gradient_clip=1.0)
+    after = evaluate(one.network, [batch], loss)["validation_loss"]
+    assert after < 0.9 * before
+
+
+@pytest.mark.parametrize(("name", "channels"), [("mse", 1), ("cross-entropy", 1), ("crps", 5)])
+def test_a_network_puts_out_members_where_its_loss_is_of_ensembles(name, channels):
+    network = TrainSettings(loss=name, members=5, network=SETTINGS.network).build_network()
+    assert network(torch.zeros(1, 2, 2, 8, 8), 3).shape == (1, 3, channels, 8, 8)
+
+
+def test_an_unknown_loss_is_an_error_before_anything_is_trained():
+    with pytest.raises(ValueError, match="did you mean 'mse'"):
+        TrainSettings(loss="mes")
+
+
 def test_the_same_seed_gives_the_same_weights(dataset):
     one, other = learner(), learner()
     losses = [list(one.epoch(0, dataset)), list(other.epoch(0, dataset))]
@@ -254,3 +278,18 @@ def test_evaluation_compares_with_persistence_on_the_same_samples(dataset):
     assert metrics["validation_persistence"] == pytest.approx(float(sum(expected)) / 2, rel=1e-5)
     assert set(metrics) == {"validation_loss", "validation_persistence"}
     assert evaluate(one.network, [], get_loss("mae")) == {}
+
+
+def test_persistence_is_compared_as_if_a_network_had_put_it_out(dataset):
+    one = learner()
+    validation = list(batches(dataset, [0, 1, 2, 3], 4, LOG))
+    newest, future = validation[0].past[:, -1:, :1], validation[0].future
+    got = evaluate(one.network, validation, get_loss("cross-entropy"))["validation_persistence"]
+    newest = newest.double().clamp(1e-3, 1 - 1e-3)
+    expected = -future * newest.log() - (1 - future) * (1 - newest).log()
+    assert got == pytest.approx(float(expected[validation[0].observed].mean()), rel=1e-4)
+    # Of an ensemble it is the one member.
+    settings = SETTINGS.model_copy(update={"loss": "crps"})
+    crps = evaluate(settings.build_network(), validation, settings.build_loss())
+    mae = evaluate(one.network, validation, get_loss("mae"))
+    assert crps["validation_persistence"] == pytest.approx(mae["validation_persistence"])

@@ -22,6 +22,7 @@ SETTINGS = VerifySettings(thresholds_mm_h=(1.0, 4.0), baselines=("persistence",)
 class Known:
     """A forecaster that says what it was told."""
 
+    paper = "none"
     past_frames = 2
 
     def __init__(self, name, fields):
