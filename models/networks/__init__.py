@@ -10,12 +10,19 @@ from typing import Any
 
 from torch import nn
 
+from models.networks.convgru import ConvGRU, TrajGRU
 from models.networks.convlstm import ConvLSTM, StridedConvLSTM
+from models.networks.fclstm import FCLSTM
+from models.networks.predrnn import PredRNN
 from pipelines.errors import UnknownNameError
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convlstm": ConvLSTM,
     "convlstm-strided": StridedConvLSTM,
+    "fclstm": FCLSTM,
+    "convgru": ConvGRU,
+    "trajgru": TrajGRU,
+    "predrnn": PredRNN,
 }
 
 

@@ -28,6 +28,7 @@ from models.networks.encoder_forecaster import (
     State,
     Strided,
     per_layer,
+    same_size,
 )
 
 Compute = Literal["reference", "exact", "exact-remat", "bf16", "bf16-remat"]
@@ -63,20 +64,13 @@ class ConvLSTMLayer(RecurrentLayer):
         compute: Compute = "exact",
     ) -> None:
         super().__init__()
-        for name, kernel in (("input_kernel", input_kernel), ("state_kernel", state_kernel)):
-            if kernel % 2 == 0:
-                raise ValueError(f"{name} must be odd so that the size never changes, not {kernel}")
         if compute not in get_args(Compute):
             raise ValueError(f"compute must be one of {get_args(Compute)}, not {compute!r}")
         self.hidden_channels, self.compute = hidden_channels, compute
         gates = 4 * hidden_channels
-        self.state_conv = nn.Conv2d(
-            hidden_channels, gates, state_kernel, padding=state_kernel // 2, bias=True
-        )
+        self.state_conv = same_size(hidden_channels, gates, state_kernel)
         self.input_conv = (
-            nn.Conv2d(in_channels, gates, input_kernel, padding=input_kernel // 2, bias=False)
-            if in_channels
-            else None
+            same_size(in_channels, gates, input_kernel, bias=False) if in_channels else None
         )
         self.peepholes = nn.Parameter(torch.zeros(3, hidden_channels)) if peephole else None
 
@@ -217,7 +211,7 @@ class StridedConvLSTM(Strided):
         out_channels: int | None = None,
         hidden_channels: Sequence[int] = (64, 64, 64),
         strides: Sequence[int] = (4, 2, 2),
-        sampled_channels: Sequence[int] = (16, 64, 64),
+        sampled_channels: Sequence[int] = (8, 64, 64),
         input_kernel: int | Sequence[int] = 3,
         state_kernel: int | Sequence[int] = 3,
         peephole: bool = True,

@@ -222,8 +222,15 @@ def each_frame(
 
 
 def leaky(frames: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Leaky ReLU."""
-    return F.leaky_relu(frames, LEAK)
+    """Leaky ReLU, in the memory of what is given, which no convolution needs to keep."""
+    return F.leaky_relu_(frames, LEAK)
+
+
+def same_size(in_channels: int, out_channels: int, kernel: int, bias: bool = True) -> nn.Conv2d:
+    """A convolution that keeps the size; `ValueError` where the kernel is even and none can."""
+    if kernel % 2 == 0:
+        raise ValueError(f"a kernel must be odd so that the size never changes, not {kernel}")
+    return nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=bias)
 
 
 def per_layer(name: str, value: int | Sequence[int], layers: int) -> tuple[int, ...]:

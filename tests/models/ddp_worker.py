@@ -16,6 +16,20 @@ from models.networks import NETWORKS, build_model
 SMALL: dict[str, dict[str, Any]] = {
     "convlstm": {"hidden_channels": (4, 3), "patch_size": 2},
     "convlstm-strided": {"hidden_channels": (4, 3), "strides": (2, 2), "sampled_channels": (2, 3)},
+    "fclstm": {"frame_size": (16, 16), "hidden_channels": (5, 4)},
+    "convgru": {
+        "hidden_channels": (4, 3),
+        "strides": (3, 2),
+        "sampled_channels": (2, 3),
+        "state_kernel": 3,
+    },
+    "trajgru": {
+        "hidden_channels": (4, 3),
+        "strides": (2, 1),
+        "sampled_channels": (2, 3),
+        "links": (3, 2),
+    },
+    "predrnn": {"hidden_channels": (4, 4), "kernel": 3},
 }
 COMPUTES = ("exact", "exact-remat", "bf16", "bf16-remat", "reference")
 

@@ -240,6 +240,12 @@ def test_a_network_puts_out_members_where_its_loss_is_of_ensembles(name, channel
     assert network(torch.zeros(1, 2, 2, 8, 8), 3).shape == (1, 3, channels, 8, 8)
 
 
+@pytest.mark.parametrize("kind", ["log", "dbz"])
+def test_a_loss_weights_rain_on_the_scale_on_which_it_is_learnt(kind):
+    loss = TrainSettings(loss="b-mse", normalisation=kind).build_loss()
+    assert loss.normalisation == RainNormalisation(kind)
+
+
 def test_an_unknown_loss_is_an_error_before_anything_is_trained():
     with pytest.raises(ValueError, match="did you mean 'mse'"):
         TrainSettings(loss="mes")

@@ -121,8 +121,8 @@ def test_each_layer_may_have_its_own_kernels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"input_kernel": 4}, "input_kernel must be odd"),
-        ({"state_kernel": 2}, "state_kernel must be odd"),
+        ({"input_kernel": 4}, "kernel must be odd"),
+        ({"state_kernel": 2}, "kernel must be odd"),
         ({"input_kernel": [3, 3, 3]}, "one value for each of 2 layers"),
     ],
 )
