@@ -40,12 +40,13 @@ class Entry:
 def catalogue(frame: int = 256, past: int = 6, lead_times: int = 12) -> list[Entry]:
     """All networks and baselines; costs for square frames of one channel."""
     return [
-        *(_network(name, frame, past, lead_times) for name in NETWORKS),
+        *(network_entry(name, frame, past, lead_times) for name in NETWORKS),
         *(Entry(name, "baseline", build_baseline(name).paper) for name in BASELINES),
     ]
 
 
-def _network(name: str, frame: int, past: int, lead_times: int) -> Entry:
+def network_entry(name: str, frame: int, past: int, lead_times: int) -> Entry:
+    """A network as published, and what it costs."""
     with torch.device("meta"):
         network = build_model(name)
         own_size = inspect.signature(NETWORKS[name]).parameters.get("frame_size")

@@ -1,5 +1,6 @@
 """The command: bad input is one line with found, expected, remedy, and exit code 2."""
 
+import json
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -8,12 +9,24 @@ import pytest
 import xarray as xr
 
 from flows.cli import main
+from models.baselines import BASELINES
+from models.networks import NETWORKS
 from pipelines.sources import SOURCES
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 
 from .conftest import BIN
 
-HELP_COMMANDS = ("demo", "sources", "ingest", "train", "nowcast", "verify", "show", "doctor")
+HELP_COMMANDS = (
+    "demo",
+    "sources",
+    "models",
+    "ingest",
+    "train",
+    "nowcast",
+    "verify",
+    "show",
+    "doctor",
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,15 @@ def test_sources_are_listed(squall):
     for name in SOURCES:
         assert f" {name} " in text
     assert "s3://noaa-mrms-pds" in text
+
+
+def test_models_are_listed_for_people_and_for_programs(squall):
+    text = squall("models", "--frame", "64").stdout
+    entries = json.loads(squall("models", "--frame", "64", "--json").stdout)
+    assert {entry["name"] for entry in entries} == {*NETWORKS, *BASELINES}
+    for entry in entries:
+        assert f" {entry['name']} " in text
+    assert "142,667,776" in text
 
 
 def test_doctor_prints_settings_origins_and_checks(squall, tmp_path):

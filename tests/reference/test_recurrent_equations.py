@@ -1,4 +1,4 @@
-"""ConvGRU, TrajGRU, ST-LSTM and FC-LSTM against float64 NumPy, written from the papers' equations."""
+"""ConvGRU, TrajGRU, ST-LSTM and FC-LSTM against float64 NumPy, from the papers' equations."""
 
 import numpy as np
 import pytest
@@ -161,3 +161,30 @@ def test_fclstm_without_peepholes_is_torchs_lstm():
     torch.testing.assert_close(hidden[..., 0, 0], expected)
     torch.testing.assert_close(last[None, ..., 0, 0], expected_last)
     torch.testing.assert_close(cell[None, ..., 0, 0], expected_cell)
+
+
+def test_a_strided_network_goes_up_in_the_encoder_and_down_in_the_forecaster():
+    """Shi et al. 2017, figure 1, a layer and a timestep at a time."""
+    options = {"hidden_channels": (3, 4), "strides": (2, 3), "sampled_channels": (2, 5)}
+    network = randomised(build_model("convgru", state_kernel=3, **options))
+    past = torch.rand(1, 3, 1, 12, 6, dtype=torch.float64)
+    states = [torch.zeros(1, 3, 6, 3).double(), torch.zeros(1, 4, 2, 1).double()]
+
+    def f(field):
+        return torch.nn.functional.leaky_relu(field, 0.2)
+
+    for t in range(3):
+        below = past[:, t]
+        for k, (down, layer) in enumerate(zip(network.down, network.encoder, strict=True)):
+            convolved = layer.convolve_inputs(f(down(below))[None])[0]
+            (states[k],) = layer.step(convolved, (states[k],))
+            below = states[k]
+    expected = []
+    for _ in range(2):
+        lower, top = network.forecaster
+        (states[1],) = top.step(None, (states[1],))
+        convolved = lower.convolve_inputs(f(network.up[1](states[1]))[None])[0]
+        (states[0],) = lower.step(convolved, (states[0],))
+        smooth = f(network.smooth(f(network.up[0](states[0]))))
+        expected.append(network.readout(smooth))
+    torch.testing.assert_close(network(past, 2), torch.stack(expected, dim=1))
