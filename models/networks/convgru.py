@@ -69,7 +69,8 @@ class TrajGRULayer(RecurrentLayer):
     H' = f(W_xh ∗ X + R ∘ (Σ_l W_hh^l ∗ warp(H, U_l, V_l) + b_h))
     H  = (1 − Z) ∘ H' + Z ∘ H
 
-    γ is f(W_xγ ∗ X + W_hγ ∗ H + b) followed by one convolution; W^l are 1×1.
+    γ is f(W_xγ ∗ X + W_hγ ∗ H + b) followed by one convolution; W^l are 1×1. Warped channels lie
+    one after the other, each in all its links.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class TrajGRULayer(RecurrentLayer):
             of_state, of_input = convolved.split([3 * self.hidden_channels, FLOW_CHANNELS], dim=1)
             of_flow = of_flow + of_input
         flows = self.flow_conv(leaky(of_flow)).unflatten(1, (self.links, 2))
-        warped = [warp(hidden, flow) for flow in flows.unbind(1)]
-        return (update(of_state, self.state_conv(torch.cat(warped, dim=1)), hidden),)
+        warped = warp(hidden, flows).flatten(1, 2)
+        return (update(of_state, self.state_conv(warped), hidden),)
 
 
 def update(
@@ -119,17 +120,19 @@ def update(
 
 
 def warp(
-    field: Float[Tensor, "B c h w"], flow: Float[Tensor, "B 2 h w"]
-) -> Float[Tensor, "B c h w"]:
-    """The field as seen from (y + V, x + U), bilinearly, zero outside (equation 4).
+    field: Float[Tensor, "B c h w"], flows: Float[Tensor, "B links 2 h w"]
+) -> Float[Tensor, "B c links h w"]:
+    """The field as seen from (y + V, x + U), bilinearly, zero outside (equation 4), for each link.
 
-    `flow` is U (along x) and V (along y), in pixels.
+    `flows` are U (along x) and V (along y), in pixels.
     """
     height, width = field.shape[-2:]
-    y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 1]
-    x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 0]
+    y = torch.arange(height, device=flows.device, dtype=flows.dtype)[:, None] + flows[:, :, 1]
+    x = torch.arange(width, device=flows.device, dtype=flows.dtype) + flows[:, :, 0]
     grid = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1)
-    return F.grid_sample(field, grid, padding_mode="zeros", align_corners=False)
+    below_each_other = grid.flatten(1, 2)  # one call for all links
+    warped = F.grid_sample(field, below_each_other, padding_mode="zeros", align_corners=False)
+    return warped.unflatten(2, (flows.shape[1], height))
 
 
 class ConvGRU(Strided):

@@ -73,7 +73,7 @@ def test_a_trajgru_layer_is_equation_3(with_input):
     h = np.zeros((9, 4, 5))
     for link in range(2):
         U, V = flows[2 * link : 2 * link + 2]
-        of_link = w["state_conv.weight"][:, 3 * link : 3 * link + 3]
+        of_link = w["state_conv.weight"][:, link::2]
         h += convolve(warped(H, U, V), of_link)
     expected = gru(x, h, H, w["state_conv.bias"])
     np.testing.assert_allclose(step(layer, X, H), expected, rtol=1e-10, atol=1e-10)
@@ -81,14 +81,17 @@ def test_a_trajgru_layer_is_equation_3(with_input):
 
 def test_a_flow_of_whole_pixels_shifts_and_what_comes_from_outside_is_zero():
     field = torch.arange(12.0).reshape(1, 1, 3, 4)
-    flow = torch.zeros(1, 2, 3, 4)
-    torch.testing.assert_close(warp(field, flow), field)
-    flow[:, 0] = 1  # seen from one pixel further along x
-    expected = torch.tensor([[1.0, 2, 3, 0], [5, 6, 7, 0], [9, 10, 11, 0]])
-    torch.testing.assert_close(warp(field, flow)[0, 0], expected, atol=1e-5, rtol=0)
-    flow[:, 0], flow[:, 1] = 0, -2
-    expected = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 3]])
-    torch.testing.assert_close(warp(field, flow)[0, 0], expected, atol=1e-5, rtol=0)
+    flows = torch.zeros(1, 3, 2, 3, 4)
+    flows[:, 1, 0] = 1  # seen from one pixel further along x
+    flows[:, 2, 1] = -2  # and from two pixels before along y
+    expected = torch.stack(
+        [
+            field[0, 0],
+            torch.tensor([[1.0, 2, 3, 0], [5, 6, 7, 0], [9, 10, 11, 0]]),
+            torch.tensor([[0.0, 0, 0, 0], [0, 0, 0, 0], [0, 1, 2, 3]]),
+        ]
+    )
+    torch.testing.assert_close(warp(field, flows)[0, 0], expected, atol=1e-5, rtol=0)
 
 
 def st_lstm(layer, X, H, C, M):
