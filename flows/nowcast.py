@@ -25,7 +25,7 @@ from pipelines.errors import (
     SquallError,
     TooFewFramesError,
 )
-from pipelines.forecasts import is_published, open_forecast, publish
+from pipelines.forecasts import ensemble_mean, is_published, open_forecast, publish
 from pipelines.ingest import IngestSettings
 from pipelines.pictures import forecast_picture
 from pipelines.progress import bar
@@ -154,7 +154,8 @@ def picture_of(root: str, product: str, init_time: pd.Timestamp) -> bytes:
     came = lead_times[(init_time + lead_times).isin(archive.usable_times())]
     observed = archive.read_frames(init_time + came).rename(time="lead_time")
     title = f"{product}: nowcast of {init_time:%Y-%m-%d %H:%M} UTC by {forecast.attrs['model']}"
-    return forecast_picture(forecast["rain_rate"], observed.assign_coords(lead_time=came), title)
+    rain_rate = ensemble_mean(forecast["rain_rate"])
+    return forecast_picture(rain_rate, observed.assign_coords(lead_time=came), title)
 
 
 def _init_time_of(url: str) -> pd.Timestamp:

@@ -11,7 +11,7 @@ from models.baselines import build_baseline
 from models.prediction import read_past
 from pipelines.archive import Archive
 from pipelines.errors import TooFewFramesError
-from pipelines.forecasts import open_forecast
+from pipelines.forecasts import ensemble_mean, open_forecast
 from pipelines.scores import THRESHOLDS_MM_H, contingency
 from pipelines.section import Section
 from pipelines.times import Duration
@@ -37,9 +37,10 @@ def verify_forecast(
 ) -> xr.Dataset | None:
     """Sums (forecaster, lead_time, threshold) of one published forecast; None if nothing came yet.
 
-    All forecasters are scored on the same pixels: observed, and forecast by every one of them. The
-    published one is called by its model's id. Baselines get the frames that were in the archive up
-    to the init_time, a missing one stood in for as in the nowcast itself.
+    An ensemble is scored by its mean. All forecasters are scored on the same pixels: observed, and
+    forecast by every one of them. The published one is called by its model's id. Baselines
+    get the frames that were in the archive up to the init_time, a missing one stood in for as in
+    the nowcast itself.
     """
     archive = Archive(archive_url)
     published = open_forecast(root, product, init_time).load()
@@ -50,7 +51,8 @@ def verify_forecast(
         return None
     observed = archive.read_frames(init_time + lead_times).drop_vars("crs")
     observed = observed.rename(time="lead_time").assign_coords(lead_time=lead_times)
-    forecasts = {str(published.attrs["model"]): published["rain_rate"].sel(lead_time=lead_times)}
+    rain_rate = ensemble_mean(published["rain_rate"].sel(lead_time=lead_times))
+    forecasts = {str(published.attrs["model"]): rain_rate}
     for name in settings.baselines:
         baseline = build_baseline(name)
         frames = max(baseline.past_frames, 2)
@@ -58,7 +60,7 @@ def verify_forecast(
             past = read_past(archive, init_time, frames, most_missing=frames - 1)
         except TooFewFramesError:  # its own frame was replaced by a bad one since
             return None
-        forecasts[name] = baseline.predict(past.frames, lead_times)
+        forecasts[name] = ensemble_mean(baseline.predict(past.frames, lead_times))
     fields = {
         name: forecast.drop_vars(set(forecast.coords) - {"lead_time", "y", "x"})
         for name, forecast in forecasts.items()

@@ -1,9 +1,10 @@
 """Forecasts: one immutable Zarr store per init_time, complete or not there.
 
-`{root}/forecasts/{product}/{YYYYMMDDTHHMMZ}.zarr` holds ``rain_rate(lead_time, y, x)``;
+`{root}/forecasts/{product}/{YYYYMMDDTHHMMZ}.zarr` holds ``rain_rate([member,] lead_time, y, x)``;
 ``latest.json`` beside them names the newest. Stock ``xr.open_zarr(url)`` opens one.
 """
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -28,7 +29,7 @@ def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Da
 
     Parameters
     ----------
-    rain_rate : (lead_time, y, x) mm/h with a scalar coordinate init_time and a grid
+    rain_rate : ([member,] lead_time, y, x) mm/h with a scalar coordinate init_time and a grid
     attrs : what a reader should know: model, input times, quality
     """
     init_time = pd.Timestamp(rain_rate["init_time"].item())
@@ -53,9 +54,14 @@ def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Da
             {"standard_name": "time", "long_name": "init_time + lead_time"},
         ),
     }
+    dims: tuple[str, ...] = ("lead_time", "y", "x")
+    if "member" in rain_rate.dims:
+        dims = ("member", *dims)
+        numbers = np.arange(rain_rate.sizes["member"])
+        coords["member"] = ("member", numbers, {"standard_name": "realization"})
     variable = xr.Variable(
-        ("lead_time", "y", "x"),
-        rain_rate.transpose("lead_time", "y", "x").clip(0, LARGEST_MM_H).data,
+        dims,
+        rain_rate.transpose(*dims).clip(0, LARGEST_MM_H).data,
         {
             "standard_name": "rainfall_rate",
             "long_name": "forecast rain rate",
@@ -87,7 +93,9 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
         )
     forecast = forecast.assign_attrs(publish_time=time_text(now()))
     rows, columns = forecast["y"].size, forecast["x"].size
-    chunks = (1, min(CHUNK, rows), min(CHUNK, columns))
+    chunks: tuple[int, ...] = (1, min(CHUNK, rows), min(CHUNK, columns))
+    if "member" in forecast.dims:
+        chunks = (1, *chunks)
     storage.publish_store(
         forecast,
         url,
@@ -143,9 +151,10 @@ def open_forecast(root: str, product: str, init_time: pd.Timestamp) -> xr.Datase
 
 
 def open_forecasts(root: str, product: str) -> xr.Dataset:
-    """All forecasts of a product, lazily: rain_rate(init_time, lead_time, y, x), mm/h.
+    """All forecasts of a product, lazily: rain_rate(init_time, [member,] lead_time, y, x), mm/h.
 
-    `valid_time` is 2-D. A forecast with fewer lead times than others is missing at the rest.
+    `valid_time` is 2-D. A forecast with fewer lead times than others is missing at the rest; one of
+    fewer members, at the other members (a single forecast among ensembles is member 0).
     Raises `NotFoundError` where the product has none.
     """
     init_times = published_init_times(root, product)
@@ -157,6 +166,11 @@ def open_forecasts(root: str, product: str) -> xr.Dataset:
             remedy="run `squall nowcast`, or check root and product (`squall doctor`)",
         )
     forecasts = [open_forecast(root, product, time) for time in init_times]
+    if any("member" in forecast.dims for forecast in forecasts):
+        forecasts = [
+            forecast if "member" in forecast.dims else _as_ensemble(forecast)
+            for forecast in forecasts
+        ]
     return xr.concat(
         [forecast.drop_attrs(deep=False).set_coords("valid_time") for forecast in forecasts],
         dim="init_time",
@@ -166,3 +180,14 @@ def open_forecasts(root: str, product: str) -> xr.Dataset:
         join="outer",
         combine_attrs="override",
     )
+
+
+def ensemble_mean(rain_rate: xr.DataArray) -> xr.DataArray:
+    """The mean over members, where there are any; missing where any member is."""
+    return rain_rate.mean("member", skipna=False) if "member" in rain_rate.dims else rain_rate
+
+
+def _as_ensemble(forecast: xr.Dataset) -> xr.Dataset:
+    """A single forecast as an ensemble of one."""
+    member = xr.DataArray([0], dims="member", attrs={"standard_name": "realization"})
+    return forecast.assign(rain_rate=forecast["rain_rate"].expand_dims(member=member))

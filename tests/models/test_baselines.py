@@ -6,7 +6,9 @@ import pytest
 import xarray as xr
 
 from models.baselines import BASELINES, Advection, Persistence, build_baseline
+from models.baselines.extrapolation import motion
 from pipelines.errors import UnknownNameError
+from pipelines.forecasts import ensemble_mean, forecast_dataset, open_forecasts, publish
 from pipelines.grid import Grid
 from pipelines.sources.synthetic import PROJECTION
 
@@ -37,13 +39,20 @@ def cells(column, row=30.0):
 
 DRY = np.zeros((SIZE, SIZE))
 MISSING = np.full((SIZE, SIZE), np.nan)
-MOVING = [cells(20.0), cells(22.0), cells(24.0)]
+MOVING = [cells(18.0), cells(20.0), cells(22.0), cells(24.0)]
+FEW = {"steps": {"members": 3}, "linda": {"max_num_features": 3}}
+
+
+def build(name):
+    """Small, so that tests are fast."""
+    return build_baseline(name, **FEW.get(name, {}))
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_forecast_keeps_the_labels_of_its_frames(name):
-    forecast = build_baseline(name).predict(past(*MOVING), LEAD_TIMES)
-    assert forecast.dims == ("lead_time", "y", "x")
+    forecast = build(name).predict(past(*MOVING), LEAD_TIMES)
+    members = ("member",) if name == "steps" else ()
+    assert forecast.dims == (*members, "lead_time", "y", "x")
     assert forecast.dtype == np.float32
     assert list(forecast["lead_time"].values) == list(LEAD_TIMES)
     assert forecast["init_time"].values == np.datetime64("2024-06-01T05:00")
@@ -69,13 +78,14 @@ def test_advection_moves_rain_on_as_it_moved():
         assert column == pytest.approx(24 + 2 * number, abs=1)
 
 
-def test_advection_beats_persistence_on_rain_that_moves():
+@pytest.mark.parametrize("name", [name for name in BASELINES if name != "persistence"])
+def test_all_others_beat_persistence_on_rain_that_moves(name):
     truth = np.stack([cells(24.0 + 2 * number) for number in range(1, 5)])
     errors = {}
-    for name in BASELINES:
-        forecast = build_baseline(name).predict(past(*MOVING), LEAD_TIMES).values
-        errors[name] = np.nanmean((forecast - truth) ** 2)
-    assert errors["advection"] < errors["persistence"] / 4
+    for forecaster in ("persistence", name):
+        forecast = ensemble_mean(build(forecaster).predict(past(*MOVING), LEAD_TIMES)).values
+        errors[forecaster] = np.nanmean((forecast - truth) ** 2)
+    assert errors[name] < errors["persistence"] / (4 if name == "advection" else 1.5)
 
 
 def test_advection_takes_lead_times_as_durations_and_not_as_counts():
@@ -92,13 +102,13 @@ def test_what_flows_in_from_outside_is_unknown():
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_dry_frames_give_a_dry_forecast(name):
-    forecast = build_baseline(name).predict(past(DRY, DRY, DRY), LEAD_TIMES)
+    forecast = build(name).predict(past(DRY, DRY, DRY, DRY), LEAD_TIMES)
     assert (forecast == 0).all()
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_missing_frames_give_an_unknown_forecast(name):
-    forecast = build_baseline(name).predict(past(MISSING, MISSING, MISSING), LEAD_TIMES)
+    forecast = build(name).predict(past(*[MISSING] * 4), LEAD_TIMES)
     assert forecast.isnull().all()
 
 
@@ -121,13 +131,98 @@ ODD_SKIES = {
 @pytest.mark.parametrize("name", BASELINES)
 @pytest.mark.parametrize("sky", ODD_SKIES)
 def test_no_sky_crashes_a_baseline_or_makes_rain_that_cannot_be(name, sky):
-    frames = past(*ODD_SKIES[sky])
-    forecast = build_baseline(name).predict(frames, LEAD_TIMES).values
-    assert forecast.shape == (4, SIZE, SIZE)
+    fields = ODD_SKIES[sky]
+    frames = past(fields[0], *fields)
+    forecast = build(name).predict(frames, LEAD_TIMES).values
+    assert forecast.shape[-3:] == (4, SIZE, SIZE)
     assert not (forecast < 0).any()
     assert not np.isinf(forecast).any()
+    advected = build("advection").predict(frames, LEAD_TIMES).values
+    if name != "persistence":
+        assert np.isnan(forecast[..., np.isnan(advected)]).all(), "the unreachable stays unknown"
     most = np.nanmax(frames.values[-1]) if np.isfinite(frames.values[-1]).any() else 0.0
-    assert not (forecast > most + 1e-4).any()
+    grows = 1.0 if name in ("persistence", "advection") else 5.0
+    assert not (forecast > grows * most + 1e-4).any()
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("shape", [(17, 40), (5, 3)])
+def test_a_frame_may_have_any_shape(name, shape):
+    grid = Grid.from_corner(PROJECTION, 0.0, 0.0, (2000.0, 2000.0), shape)
+    fields = [field[: shape[0], 10 : 10 + shape[1]] for field in MOVING]
+    times = pd.date_range(end="2024-06-01T05:00", periods=4, freq=TIMESTEP, name="time")
+    frames = xr.DataArray(
+        np.stack(fields).astype(np.float32),
+        dims=("time", "y", "x"),
+        coords=grid.coords(lonlat=False) | {"time": times},
+    )
+    assert build(name).predict(frames, LEAD_TIMES).shape[-2:] == shape
+
+
+def test_an_init_time_has_one_ensemble_and_another_one_another():
+    frames = past(*MOVING)
+    later = frames.assign_coords(time=frames["time"] + TIMESTEP.to_timedelta64())
+    np.random.seed(7)  # noqa: NPY002
+    first = build("steps").predict(frames, LEAD_TIMES)
+    drawn = np.random.random()  # noqa: NPY002
+    np.random.seed(7)  # noqa: NPY002
+    assert drawn == np.random.random(), "pysteps' seed stays its own"  # noqa: NPY002
+    np.testing.assert_array_equal(first, build("steps").predict(frames, LEAD_TIMES))
+    assert not np.array_equal(first, build("steps").predict(later, LEAD_TIMES), equal_nan=True)
+
+
+def test_members_differ_where_it_rains_and_their_mean_is_near_s_prog():
+    steps = build_baseline("steps", members=12).predict(past(*MOVING), LEAD_TIMES)
+    assert list(steps["member"].values) == list(range(12))
+    assert steps["member"].attrs["standard_name"] == "realization"
+    spread = steps.std("member").where(cells(28.0) > 1).mean()
+    assert spread > 0.1
+    sprog = build("sprog").predict(past(*MOVING), LEAD_TIMES)
+    far = build("persistence").predict(past(*MOVING), LEAD_TIMES)
+    assert abs(steps.mean("member") - sprog).mean() < abs(far - sprog).mean()
+
+
+def test_sprog_is_pysteps_own():
+    from pysteps.nowcasts import sprog
+
+    frames = np.stack(MOVING[1:])
+    field = np.where(frames >= 0.1, 10 * np.log10(np.where(frames >= 0.1, frames, 1)), -15.0)
+    moving = motion(frames.astype(np.float32))
+    expected = 10 ** (sprog.forecast(field, moving, 4, precip_thr=-10.0) / 10)
+    expected = np.where(expected < 0.1, 0.0, expected)
+    forecast = build("sprog").predict(past(*MOVING), LEAD_TIMES).values
+    known = np.isfinite(forecast)
+    assert known.mean() > 0.8
+    np.testing.assert_allclose(forecast[known], expected[known], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["sprog", "anvil", "steps"])
+def test_some_lead_times_are_those_of_all(name):
+    every = build(name).predict(past(*MOVING), LEAD_TIMES).sel(lead_time=LEAD_TIMES[[1, 3]])
+    some = build(name).predict(past(*MOVING), LEAD_TIMES[[1, 3]])
+    np.testing.assert_allclose(some, every, atol=1e-4)
+
+
+def test_an_ensemble_is_published_and_read_with_stock_xarray(tmp_path):
+    root, frames = str(tmp_path), past(*MOVING)
+    later = frames.assign_coords(time=frames["time"] + TIMESTEP.to_timedelta64())
+    steps = build("steps").predict(frames, LEAD_TIMES)
+    url = publish(root, "p", forecast_dataset(steps, {"model": "steps"}))
+    with xr.open_zarr(url) as opened:
+        assert opened.rain_rate.dims == ("member", "lead_time", "y", "x")
+        assert opened.member.attrs["standard_name"] == "realization"
+        np.testing.assert_allclose(opened.rain_rate, steps, atol=0.0051)
+    single = build("advection").predict(later, LEAD_TIMES)
+    publish(root, "p", forecast_dataset(single, {"model": "advection"}))
+    both = open_forecasts(root, "p").rain_rate
+    assert both.sizes["member"] == 3
+    np.testing.assert_allclose(both.isel(init_time=1, member=0), single, atol=0.0051)
+    assert both.isel(init_time=1, member=slice(1, None)).isnull().all()
+
+
+def test_an_unknown_option_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="did you mean 'members'"):
+        build_baseline("steps", member=3)
 
 
 def test_an_unknown_baseline_is_answered_with_the_nearest():
