@@ -10,12 +10,16 @@ from typing import Any
 
 from torch import nn
 
+from models.networks.c3d import C3D
 from models.networks.convlstm import ConvLSTM, StridedConvLSTM
+from models.networks.mcnet import MCNet
 from pipelines.errors import UnknownNameError
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convlstm": ConvLSTM,
     "convlstm-strided": StridedConvLSTM,
+    "mcnet": MCNet,
+    "c3d": C3D,
 }
 
 

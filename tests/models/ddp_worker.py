@@ -16,6 +16,8 @@ from models.networks import NETWORKS, build_model
 SMALL: dict[str, dict[str, Any]] = {
     "convlstm": {"hidden_channels": (4, 3), "patch_size": 2},
     "convlstm-strided": {"hidden_channels": (4, 3), "strides": (2, 2), "sampled_channels": (2, 3)},
+    "mcnet": {"widths": (4, 4, 4)},
+    "c3d": {"widths": (4, 4, 4)},
 }
 COMPUTES = ("exact", "exact-remat", "bf16", "bf16-remat", "reference")
 
