@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from models.networks.c3d import C3D
 from models.networks.convgru import ConvGRU, TrajGRU
 from models.networks.convlstm import ConvLSTM, StridedConvLSTM
 from models.networks.fclstm import FCLSTM
+from models.networks.mcnet import MCNet
 from models.networks.predrnn import PredRNN
 from pipelines.errors import UnknownNameError
 
@@ -23,6 +25,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "convgru": ConvGRU,
     "trajgru": TrajGRU,
     "predrnn": PredRNN,
+    "mcnet": MCNet,
+    "c3d": C3D,
 }
 
 

@@ -30,6 +30,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "links": (3, 2),
     },
     "predrnn": {"hidden_channels": (4, 4), "kernel": 3},
+    "mcnet": {"widths": (4, 4, 4)},
+    "c3d": {"widths": (4, 4, 4)},
 }
 COMPUTES = ("exact", "exact-remat", "bf16", "bf16-remat", "reference")
 
