@@ -180,6 +180,41 @@ def train(
 
 
 @app.command
+def moving_mnist(
+    folder: str,
+    *,
+    recipe: bool = False,
+    epochs: int | None = None,
+    test_sequences: int | None = None,
+    common: Common | None = None,
+) -> None:
+    """Train on Moving MNIST with Ray Train and test beside persistence: is a network sound?
+
+    Example: squall moving-mnist /data/mnist --epochs 6
+
+    Parameters
+    ----------
+    folder: Folder or URL with MNIST's idx files, gzipped or not.
+    recipe: The published recipe (4×128 channels, 200 epochs of 10,000 sequences) instead of a small
+        one; for a GPU: --set train.gpu=true.
+    epochs: Passes over train.samples_per_epoch sequences.
+    test_sequences: How many of the 10,000 test sequences; 256, or all with --recipe.
+    """
+    from flows.moving_mnist import RECIPE, SMALL
+    from flows.moving_mnist import moving_mnist as benchmark
+    from flows.report import print_benchmark
+    from models.moving_mnist import TEST_SEQUENCES
+    from pipelines.storage import display, join
+
+    settings = settings_of(common, RECIPE if recipe else SMALL, train={"epochs": epochs})
+    sequences = test_sequences or (TEST_SEQUENCES if recipe else 256)
+    result, picture = benchmark(settings, folder, sequences, progress=True)
+    print_benchmark(result)
+    print(f"model: {display(join(settings.root, 'models', result.model_id))}")
+    print(f"picture: {display(picture)}")
+
+
+@app.command
 def nowcast(
     location: str | None = None,
     *,

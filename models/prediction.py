@@ -10,10 +10,10 @@ import xarray as xr
 from pydantic import Field
 
 from models.baselines import BASELINES, build_baseline
+from models.data import INPUT_CHANNELS, network_input
 from models.forecaster import Forecaster, labelled, timestep_of
 from models.normalisation import RainNormalisation
 from models.registry import Model, load_model
-from models.training import network_input
 from pipelines.archive import Archive
 from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
@@ -43,6 +43,13 @@ class NetworkForecaster:
     """A trained network behind the forecasters' interface."""
 
     def __init__(self, model: Model) -> None:
+        if model.in_channels != INPUT_CHANNELS:
+            raise SquallError(
+                f"model {model.id} was not trained on radar",
+                found=f"{model.in_channels} channel a frame",
+                expected=f"{INPUT_CHANNELS}: rain rate and whether it was observed",
+                remedy="name a model that was trained on an archive",
+            )
         self.model = model
         self.name = model.id
         self.past_frames = model.past_frames

@@ -11,29 +11,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models.normalisation import RainNormalisation
-from models.training import (
-    Learner,
-    SequenceDataset,
-    TrainSettings,
-    batches,
-    draw,
-    evaluate,
-)
+from models.data import TrainingData, steps_per_epoch
+from models.training import Learner, TrainSettings, evaluate
 from pipelines import storage
-from pipelines.archive import Archive
 from pipelines.progress import bar
-from pipelines.samples import SampleIndex, SequenceShape
+from pipelines.workers import KEEP_MEMORY
 
 CHECKPOINT = "learner.pt"
-VALIDATION_SAMPLES = 64
+SHOWN_EVERY = 10
+"""Steps from one loss shown to the next: to show one, the device is waited for."""
 
 Metrics = dict[str, float]
 EpochHook = Callable[[int], None]
@@ -57,6 +50,9 @@ def _prepare_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if address is None:
+        for name, value in KEEP_MEMORY.items():  # workers inherit it; see pipelines.workers
+            os.environ.setdefault(name, str(value))
     if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -93,10 +89,8 @@ def ray_cluster(address: str | None, workers: int) -> Iterator[None]:
 
 
 def fit(
-    archive_url: str,
+    data: TrainingData,
     settings: TrainSettings,
-    training: SampleIndex,
-    validation: SampleIndex | None,
     *,
     storage_url: str,
     run_name: str,
@@ -114,14 +108,12 @@ def fit(
         from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        with _progress_bar(settings, progress) as queue:
+        with _progress_bar(data, settings, progress) as queue:
             result = TorchTrainer(
                 train_loop,
                 train_loop_config={
                     "settings": settings.model_dump(mode="json"),
-                    "archive_url": archive_url,
-                    "training": asdict(training),
-                    "validation": asdict(validation) if validation else None,
+                    "data": data,
                     "on_epoch_end": on_epoch_end,
                     "progress": queue,
                 },
@@ -158,16 +150,14 @@ def train_loop(config: dict[str, Any]) -> None:
     from ray.train.torch import get_device, prepare_model
 
     settings = TrainSettings.model_validate(config["settings"])
-    archive = Archive(config["archive_url"])
-    dataset = SequenceDataset(archive, _index(config["training"]))
-    validation = config["validation"] and SequenceDataset(archive, _index(config["validation"]))
+    data: TrainingData = config["data"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
 
     torch.manual_seed(settings.seed)
-    network = settings.build_network()
-    steps_per_epoch = -(-(settings.samples_per_epoch // world_size) // settings.batch_size)
+    network = settings.build_network(data.in_channels)
+    steps = steps_per_epoch(data, world_size)
     history: list[Metrics] = []
     resumed = _newest_checkpoint()
     if resumed:
@@ -179,13 +169,15 @@ def train_loop(config: dict[str, Any]) -> None:
 
     for epoch in range(len(history), settings.epochs):
         losses = []
-        for loss in learner.epoch(epoch, dataset, rank=rank, world_size=world_size, device=device):
+        shown = {*range(0, steps, SHOWN_EVERY), steps}
+        of_epoch = data.training(epoch, rank, world_size)
+        for loss in learner.epoch(epoch, of_epoch, steps, device):
             losses.append(loss)
-            if rank == 0 and config["progress"] is not None:
-                config["progress"].put_nowait((epoch * steps_per_epoch + len(losses), loss))
-        metrics = {"epoch": float(epoch), "loss": sum(losses) / len(losses)}
-        if validation is not None:
-            metrics |= _validate(learner, validation, rank, world_size, device)
+            if rank == 0 and config["progress"] is not None and len(losses) in shown:
+                config["progress"].put_nowait((epoch * steps + len(losses), float(loss)))
+        metrics = {"epoch": float(epoch), "loss": float(torch.stack(losses).mean())}
+        validation = (batch.to(device) for batch in data.validation(rank, world_size))
+        metrics |= evaluate(learner.network, validation, settings.build_loss())
         metrics = _mean_over_workers(metrics, world_size, device)
         history = [*history, metrics]
         state = {
@@ -216,30 +208,6 @@ def _newest_checkpoint() -> dict[str, Any] | None:
     return state
 
 
-def _index(fields: dict[str, Any]) -> SampleIndex:
-    return SampleIndex(**fields | {"shape": SequenceShape(**fields["shape"])})
-
-
-def _validate(
-    learner: Learner,
-    dataset: SequenceDataset,
-    rank: int,
-    world_size: int,
-    device: torch.device,
-) -> Metrics:
-    """This worker's share of the validation samples, the same ones every epoch."""
-    settings = learner.settings
-    samples = draw(dataset.index, VALIDATION_SAMPLES, (settings.seed,))[rank::world_size]
-    validation = batches(
-        dataset,
-        samples,
-        settings.batch_size,
-        RainNormalisation(settings.normalisation),
-    )
-    on_device = (batch.to(device) for batch in validation)
-    return evaluate(learner.network, on_device, settings.build_loss())
-
-
 def _mean_over_workers(metrics: Metrics, world_size: int, device: torch.device) -> Metrics:
     if world_size == 1:
         return metrics
@@ -249,7 +217,7 @@ def _mean_over_workers(metrics: Metrics, world_size: int, device: torch.device) 
 
 
 @contextlib.contextmanager
-def _progress_bar(settings: TrainSettings, shown: bool) -> Iterator[Any]:
+def _progress_bar(data: TrainingData, settings: TrainSettings, shown: bool) -> Iterator[Any]:
     """A queue for the first worker to put each step's loss into; a bar in this process shows it."""
     if not shown:
         yield None
@@ -257,8 +225,7 @@ def _progress_bar(settings: TrainSettings, shown: bool) -> Iterator[Any]:
     from ray.util.queue import Queue
 
     queue = Queue()
-    share = settings.samples_per_epoch // settings.workers
-    steps = settings.epochs * -(-share // settings.batch_size)
+    steps = settings.epochs * steps_per_epoch(data, settings.workers)
 
     def follow() -> None:
         with bar(steps, "train", "step", shown=True) as shown_bar:

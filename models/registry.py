@@ -13,11 +13,14 @@ import pandas as pd
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from models.data import INPUT_CHANNELS
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.errors import NotFoundError
 from pipelines.times import now, time_text
 
+NO_TIMESTEP = pd.Timedelta(0)
+"""Of a model whose frames have no times."""
 WEIGHTS, CARD, CHAMPION = "weights.safetensors", "model.json", "champion.json"
 
 
@@ -28,7 +31,7 @@ class Model:
     Attributes
     ----------
     weights_sha256 : hash of the weights file, which forecasts carry
-    past_frames, timestep : what it was trained on
+    past_frames, timestep, in_channels : what it was trained on
     metrics : of its last epoch
     """
 
@@ -40,6 +43,7 @@ class Model:
     past_frames: int
     timestep: pd.Timedelta
     metrics: dict[str, float]
+    in_channels: int = INPUT_CHANNELS
 
     @property
     def id(self) -> str:
@@ -57,6 +61,7 @@ def save_model(
     timestep: pd.Timedelta,
     archive: dict[str, Any],
     metrics: dict[str, float],
+    in_channels: int = INPUT_CHANNELS,
     history: Sequence[dict[str, float]] = (),
 ) -> str:
     """Add a version and return its name: when it was made and what its weights hash to."""
@@ -73,6 +78,7 @@ def save_model(
             "created": time_text(now()),
             "weights_sha256": digest,
             "past_frames": past_frames,
+            "in_channels": in_channels,
             "timestep_seconds": timestep.total_seconds(),
             "parameters": sum(tensor.numel() for tensor in weights.values()),
             "archive": archive,
@@ -130,7 +136,8 @@ def load_model(root: str, name: str, version: str | None = None) -> Model:
             remedy="restore them from a backup, or promote another version",
         )
     settings = TrainSettings.model_validate(card["settings"])
-    network = settings.build_network()
+    in_channels = card.get("in_channels", INPUT_CHANNELS)
+    network = settings.build_network(in_channels)
     network.load_state_dict(load(content))
     network.eval()
     return Model(
@@ -140,6 +147,7 @@ def load_model(root: str, name: str, version: str | None = None) -> Model:
         settings=settings,
         weights_sha256=digest,
         past_frames=card["past_frames"],
+        in_channels=in_channels,
         timestep=pd.Timedelta(seconds=card["timestep_seconds"]),
         metrics=card["metrics"],
     )

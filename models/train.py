@@ -3,6 +3,7 @@
 import logging
 
 from models import registry
+from models.data import ArchiveData
 from models.ray_training import fit
 from models.training import TrainSettings
 from pipelines import storage
@@ -41,10 +42,16 @@ def train_model(
     log.info("training: %s", describe(training, archive))
     run = settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
     trained = fit(
-        archive_url,
+        ArchiveData(
+            archive_url,
+            training,
+            validation,
+            settings.samples_per_epoch,
+            settings.batch_size,
+            settings.seed,
+            settings.normalisation,
+        ),
         settings,
-        training,
-        validation,
         storage_url=storage.join(root, "runs"),
         run_name=run,
         progress=progress,

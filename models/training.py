@@ -6,30 +6,24 @@ the weights of one that did not.
 
 import datetime as dt
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
+from models.data import INPUT_CHANNELS, Batch
 from models.losses import LOSSES, Loss, get_loss
 from models.networks import build_model, check_options
 from models.networks.convlstm import Compute
 from models.normalisation import Kind, RainNormalisation
 from pipelines.archive import Archive
-from pipelines.reading import SampleReader
-from pipelines.samples import SampleIndex, SequenceShape
+from pipelines.samples import SequenceShape
 from pipelines.section import Section
 from pipelines.times import Duration, spaced
-from pipelines.units import unpack
-
-INPUT_CHANNELS = 2
-"""Rain rate, normalised, and whether it was observed: missing is not dry."""
 
 
 class NetworkSettings(Section):
@@ -63,10 +57,10 @@ class NetworkSettings(Section):
         named = self.model_dump(exclude={"name", "options"}, exclude_none=True)
         return named | self.options
 
-    def build(self, out_channels: int = 1) -> nn.Module:
-        """The network, untrained: rain rate and observed mask in, rain rate or its members out."""
+    def build(self, in_channels: int, out_channels: int) -> nn.Module:
+        """The network, untrained."""
         return build_model(
-            self.name, in_channels=INPUT_CHANNELS, out_channels=out_channels, **self.config()
+            self.name, in_channels=in_channels, out_channels=out_channels, **self.config()
         )
 
 
@@ -104,7 +98,10 @@ class TrainSettings(Section):
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
     batch_size: int = Field(8, ge=1, description="Samples per worker and step.")
     learning_rate: float = Field(
-        2e-3, gt=0, description="Adam's learning rate at first; it falls along half a cosine."
+        2e-3, gt=0, description="Adam's learning rate, the highest one of its schedule."
+    )
+    schedule: Literal["cosine", "onecycle"] = Field(
+        "cosine", description="How the learning rate goes: cosine by epoch, onecycle by step."
     )
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
     seed: int = Field(0, ge=0, description="All randomness follows from it.")
@@ -145,9 +142,9 @@ class TrainSettings(Section):
         """Channels that the network puts out: one, or as many as members where the loss is crps."""
         return self.members if self.build_loss().of_ensemble else 1
 
-    def build_network(self) -> nn.Module:
-        """The network, untrained."""
-        return self.network.build(self.out_channels)
+    def build_network(self, in_channels: int = INPUT_CHANNELS) -> nn.Module:
+        """The network, untrained: rain rate and observed mask in, rain rate or its members out."""
+        return self.network.build(in_channels, self.out_channels)
 
     def sequence_shape(self, archive: Archive) -> SequenceShape:
         """Past, future and crop in the archive's frames and pixels."""
@@ -158,99 +155,49 @@ class TrainSettings(Section):
         )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Sequences as a network takes them. T past and L future frames, H×W pixels."""
-
-    past: Float[Tensor, "B T 2 H W"]
-    future: Float[Tensor, "B L 1 H W"]
-    observed: Bool[Tensor, "B L 1 H W"]
-
-    def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
-        return Batch(self.past.to(device), self.future.to(device), self.observed.to(device))
-
-
-def network_input(
-    past_mm_h: Float[Tensor, "... H W"], normalisation: RainNormalisation
-) -> Float[Tensor, "... 2 H W"]:
-    """Rain rate in mm/h (NaN = not observed) as two channels: normalised, and observed or not."""
-    observed = past_mm_h.isfinite()
-    rain_rate = normalisation.encode(past_mm_h.where(observed, 0.0))
-    return torch.stack([rain_rate, observed.to(rain_rate.dtype)], dim=-3)
-
-
-class SequenceDataset(Dataset[Tensor]):
-    """The samples of an index: (time, y, x) mm/h, NaN where not observed.
-
-    Where all frames fit in `memory_bytes`, as stored, they are read once and kept.
-    """
-
-    def __init__(self, archive: Archive, index: SampleIndex, memory_bytes: int = 2**29) -> None:
-        self.archive, self.index = archive, index
-        self.reader = SampleReader(archive.url)
-        slots = index.slots()
-        rows, columns = archive.grid.shape
-        self._first = slots.start
-        self._frames = (
-            self.reader.read_stored(slots)
-            if (slots.stop - slots.start) * rows * columns * 2 <= memory_bytes
-            else None
-        )
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, sample: int) -> Tensor:
-        if self._frames is None:
-            return torch.from_numpy(self.index.read(self.reader, sample))
-        slots, y, x = self.index.window(sample)
-        slots = slice(slots.start - self._first, slots.stop - self._first)
-        return torch.from_numpy(unpack(self._frames[slots, y, x]))
-
-
-def draw(index: SampleIndex, count: int, seed: Sequence[int]) -> list[int]:
-    """`count` samples, each with a chance in proportion to its acceptance."""
-    chance = index.acceptance / index.acceptance.sum()
-    rng = np.random.default_rng(list(seed))
-    return [int(sample) for sample in rng.choice(len(index), size=count, p=chance)]
-
-
-def batches(
-    dataset: SequenceDataset, samples: list[int], batch_size: int, normalisation: RainNormalisation
-) -> Iterator[Batch]:
-    """The samples in the order given, in batches."""
-    past_frames = dataset.index.shape.past
-    for sequences in DataLoader(dataset, batch_size=batch_size, sampler=samples):
-        past, future = sequences[:, :past_frames], sequences[:, past_frames:, None]
-        observed = future.isfinite()
-        yield Batch(
-            network_input(past, normalisation),
-            normalisation.encode(future.where(observed, 0.0)),
-            observed,
-        )
-
-
 def train_step(
     network: nn.Module,
     optimiser: torch.optim.Optimizer,
     batch: Batch,
     loss: Loss,
     gradient_clip: float,
-) -> float:
-    """Forward, loss, backward, update; the loss before the update."""
+) -> Float[Tensor, ""]:
+    """Forward, loss, backward, update; the loss before the update.
+
+    Nothing in it waits for a value, so that a GPU never idles and a CUDA graph can hold it.
+    """
     network.train()
     value = loss(network(batch.past, batch.future.shape[1]), batch.future, batch.observed)
     optimiser.zero_grad(set_to_none=True)
     value.backward()
     nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
     optimiser.step()
-    return float(value.detach())
+    return value.detach()
 
 
-def learning_rate(settings: TrainSettings, epoch: int) -> float:
-    """Half a cosine from `learning_rate` towards zero (Loshchilov and Hutter 2017, equation 5)."""
-    return settings.learning_rate * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
+"""Share of a run in which the rate rises, and what it starts and ends with (torch's own)."""
+
+
+def learning_rate(settings: TrainSettings, epoch: int | float) -> float:
+    """The learning rate after so many epochs, a fraction of one included.
+
+    cosine    half a cosine towards zero, by whole epochs (Loshchilov and Hutter 2017, equation 5)
+    onecycle  up along half a cosine, then down to nearly nothing, step by step (Smith and Topin
+              2019; as `torch.optim.lr_scheduler.OneCycleLR` has it)
+    """
+    highest = settings.learning_rate
+    if settings.schedule == "cosine":
+        return _half_cosine(highest, 0.0, int(epoch) / settings.epochs)
+    progress = epoch / settings.epochs
+    if progress < ONE_CYCLE_RISE:
+        return _half_cosine(highest * ONE_CYCLE_START, highest, progress / ONE_CYCLE_RISE)
+    rest = (progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE)
+    return _half_cosine(highest, highest * ONE_CYCLE_END, rest)
+
+
+def _half_cosine(first: float, last: float, progress: float) -> float:
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
 @torch.no_grad()
@@ -287,28 +234,17 @@ class Learner:
         )
 
     def epoch(
-        self,
-        number: int,
-        dataset: SequenceDataset,
-        *,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | None = None,
-    ) -> Iterator[float]:
-        """Train on this worker's share of an epoch's samples; yields the loss of each step."""
-        settings = self.settings
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(settings, number)
-        samples = draw(dataset.index, settings.samples_per_epoch, (settings.seed, number))
-        share = len(samples) // world_size  # equal shares: workers step together
-        samples = samples[rank * share : (rank + 1) * share]
-        loss = settings.build_loss()
-        normalisation = RainNormalisation(settings.normalisation)
-        for batch in batches(dataset, samples, settings.batch_size, normalisation):
+        self, number: int, batches: Iterable[Batch], steps: int, device: torch.device | None = None
+    ) -> Iterator[Float[Tensor, ""]]:
+        """Train on this worker's batches of an epoch, `steps` of them; yields each step's loss."""
+        loss = self.settings.build_loss()
+        for step, batch in enumerate(batches):
+            for group in self.optimiser.param_groups:
+                group["lr"] = learning_rate(self.settings, number + step / steps)
             yield train_step(
                 self.network,
                 self.optimiser,
                 batch.to(device or torch.device("cpu")),
                 loss,
-                settings.gradient_clip,
+                self.settings.gradient_clip,
             )

@@ -20,6 +20,7 @@ HELP_COMMANDS = (
     "demo",
     "sources",
     "models",
+    "moving-mnist",
     "ingest",
     "train",
     "nowcast",

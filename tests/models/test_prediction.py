@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 
 from models.baselines import BASELINES, Persistence
+from models.data import network_input
 from models.normalisation import RainNormalisation
 from models.prediction import (
     NetworkForecaster,
@@ -16,7 +17,7 @@ from models.prediction import (
     read_past,
 )
 from models.registry import promote, save_model
-from models.training import NetworkSettings, TrainSettings, network_input
+from models.training import NetworkSettings, TrainSettings
 from pipelines.archive import Archive
 from pipelines.errors import NotFoundError, SquallError, TooFewFramesError
 from pipelines.forecasts import open_forecast, publish
@@ -35,7 +36,7 @@ def registry(tmp_path_factory):
     version = save_model(
         root,
         "net",
-        settings.network.build().state_dict(),
+        settings.build_network().state_dict(),
         settings,
         past_frames=3,
         timestep=TIMESTEP,

@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 
+from models.data import ArchiveData
 from models.ray_training import fit
 from models.registry import load_model
 from models.train import train_model
@@ -71,18 +72,20 @@ class KillOnce:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def data_of(archive, samples):
+    size = SETTINGS.samples_per_epoch, SETTINGS.batch_size, SETTINGS.seed
+    return ArchiveData(archive.url, samples, None, *size)
+
+
 def test_a_killed_and_resumed_run_has_the_weights_of_an_undisturbed_one(
     cluster, archive, samples, tmp_path
 ):
     place = storage.normalise(tmp_path / "runs")
-    undisturbed = fit(
-        archive.url, SETTINGS, samples, None, storage_url=place, run_name="undisturbed"
-    )
+    data = data_of(archive, samples)
+    undisturbed = fit(data, SETTINGS, storage_url=place, run_name="undisturbed")
     resumed = fit(
-        archive.url,
+        data,
         SETTINGS,
-        samples,
-        None,
         storage_url=place,
         run_name="killed",
         on_epoch_end=KillOnce(1, tmp_path),
@@ -101,8 +104,8 @@ def test_a_killed_and_resumed_run_has_the_weights_of_an_undisturbed_one(
 def test_a_run_of_the_same_name_goes_on_where_it_stopped(cluster, archive, samples, tmp_path):
     place = storage.normalise(tmp_path / "runs")
     short = SETTINGS.model_copy(update={"epochs": 1})
-    first = fit(archive.url, short, samples, None, storage_url=place, run_name="one")
-    second = fit(archive.url, SETTINGS, samples, None, storage_url=place, run_name="one")
+    first = fit(data_of(archive, samples), short, storage_url=place, run_name="one")
+    second = fit(data_of(archive, samples), SETTINGS, storage_url=place, run_name="one")
     assert len(first.history) == 1
     assert second.history[0] == first.history[0]
     assert len(second.history) == SETTINGS.epochs

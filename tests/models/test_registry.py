@@ -14,7 +14,7 @@ SETTINGS = TrainSettings(network=NetworkSettings(hidden_channels=(4, 3), patch_s
 
 def save(root, seed=0, name="net"):
     torch.manual_seed(seed)
-    network = SETTINGS.network.build()
+    network = SETTINGS.build_network()
     version = save_model(
         root,
         name,

@@ -6,20 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from models.data import (
+    ArchiveData,
+    Batch,
+    SequenceDataset,
+    batches,
+    draw,
+    network_input,
+    steps_per_epoch,
+)
 from models.losses import LOSSES, get_loss
 from models.normalisation import RainNormalisation
 from models.train import train_model
 from models.training import (
-    Batch,
     Learner,
     NetworkSettings,
-    SequenceDataset,
     TrainSettings,
-    batches,
-    draw,
     evaluate,
     learning_rate,
-    network_input,
     train_step,
 )
 from pipelines.errors import SquallError
@@ -47,6 +51,16 @@ def dataset(archive):
 def learner(settings=SETTINGS):
     torch.manual_seed(settings.seed)
     return Learner.start(settings, settings.build_network())
+
+
+def data_of(dataset):
+    url, index = dataset.archive.url, dataset.index
+    return ArchiveData(url, index, None, SETTINGS.samples_per_epoch, SETTINGS.batch_size, 0)
+
+
+def epoch_of(dataset, number):
+    """An epoch's batches for a single worker."""
+    return data_of(dataset).training(number, 0, 1)
 
 
 def weights(network):
@@ -79,8 +93,8 @@ def test_training_is_given_no_frame_that_validates_or_is_kept_for_testing(archiv
     class Given(Exception):
         pass
 
-    def fit(url, settings, training, validation, **rest):
-        raise Given(training, validation)
+    def fit(data, settings, **rest):
+        raise Given(data.training_index, data.validation_index)
 
     monkeypatch.setattr("models.train.fit", fit)
     split = {"validation_fraction": 0.2, "test_fraction": 0.3}
@@ -136,6 +150,19 @@ def test_samples_are_the_same_from_memory_and_from_the_store(dataset):
         torch.testing.assert_close(dataset[sample], expected, equal_nan=True, rtol=0, atol=0)
 
 
+def test_one_cycle_is_torchs(tmp_path):
+    settings = TrainSettings(epochs=4, learning_rate=0.1, schedule="onecycle")
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 0.1, 401, cycle_momentum=False)
+    expected = []
+    for _ in range(400):
+        expected.append(schedule.get_last_lr()[0])
+        optimiser.step()
+        schedule.step()
+    rates = [learning_rate(settings, step / 100) for step in range(400)]
+    np.testing.assert_allclose(rates, expected, rtol=0.02, atol=2e-5)
+
+
 def test_the_learning_rate_falls_along_half_a_cosine():
     settings = TrainSettings(epochs=4, learning_rate=0.1)
     rates = [learning_rate(settings, epoch) for epoch in range(4)]
@@ -144,7 +171,7 @@ def test_the_learning_rate_falls_along_half_a_cosine():
 
 def test_an_epoch_is_trained_at_its_own_learning_rate(dataset):
     one = learner()
-    list(one.epoch(5, dataset))
+    list(one.epoch(5, epoch_of(dataset, 5), 4))
     (group,) = one.optimiser.param_groups
     assert group["lr"] == learning_rate(SETTINGS, 5) < SETTINGS.learning_rate
 
@@ -171,9 +198,10 @@ def test_workers_share_an_epoch_without_overlap(dataset, monkeypatch):
         asked.append(samples)
         return iter(())
 
-    monkeypatch.setattr("models.training.batches", no_batches)
+    monkeypatch.setattr("models.data.batches", no_batches)
     for rank in range(3):
-        list(learner().epoch(4, dataset, rank=rank, world_size=3))
+        assert list(data_of(dataset).training(4, rank, 3)) == []
+    assert steps_per_epoch(data_of(dataset), 3) == -(-5 // SETTINGS.batch_size)
     assert [len(samples) for samples in asked] == [5, 5, 5]
     drawn = draw(dataset.index, 16, (SETTINGS.seed, 4))
     assert [sample for samples in asked for sample in samples] == drawn[:15]
@@ -187,7 +215,7 @@ def test_a_step_changes_every_weight_and_tells_the_loss_before_it(dataset):
     with torch.no_grad():
         expected = loss(one.network(batch.past, 3), batch.future, batch.observed)
     told = train_step(one.network, one.optimiser, batch, loss, gradient_clip=1.0)
-    assert told == pytest.approx(float(expected))
+    assert float(told) == pytest.approx(float(expected))
     for name, tensor in one.network.state_dict().items():
         assert not torch.equal(tensor, before[name]), name
 
@@ -215,8 +243,8 @@ def test_a_short_training_lowers_the_loss(dataset):
     fixed = list(batches(dataset, draw(dataset.index, 16, (99,)), 8, LOG))
     before = evaluate(one.network, fixed, get_loss("mse"))["validation_loss"]
     for number in range(6):
-        for loss in one.epoch(number, dataset):
-            assert np.isfinite(loss)
+        for loss in one.epoch(number, epoch_of(dataset, number), 4):
+            assert loss.isfinite()
     after = evaluate(one.network, fixed, get_loss("mse"))["validation_loss"]
     assert after < before / 2
 
@@ -253,7 +281,10 @@ def test_an_unknown_loss_is_an_error_before_anything_is_trained():
 
 def test_the_same_seed_gives_the_same_weights(dataset):
     one, other = learner(), learner()
-    losses = [list(one.epoch(0, dataset)), list(other.epoch(0, dataset))]
+    losses = [
+        list(one.epoch(0, epoch_of(dataset, 0), 4)),
+        list(other.epoch(0, epoch_of(dataset, 0), 4)),
+    ]
     assert losses[0] == losses[1]
     assert all(
         torch.equal(v, other.network.state_dict()[k]) for k, v in weights(one.network).items()
@@ -263,13 +294,13 @@ def test_the_same_seed_gives_the_same_weights(dataset):
 def test_a_learner_that_stopped_between_epochs_goes_on_as_if_it_had_not(dataset):
     through = learner()
     for number in range(2):
-        list(through.epoch(number, dataset))
+        list(through.epoch(number, epoch_of(dataset, number), 4))
     stopped = learner()
-    list(stopped.epoch(0, dataset))
+    list(stopped.epoch(0, epoch_of(dataset, 0), 4))
     resumed = learner(SETTINGS.model_copy(update={"seed": 0}))
     resumed.network.load_state_dict(weights(stopped.network))
     resumed.optimiser.load_state_dict(stopped.optimiser.state_dict())
-    list(resumed.epoch(1, dataset))
+    list(resumed.epoch(1, epoch_of(dataset, 1), 4))
     for name, tensor in through.network.state_dict().items():
         assert torch.equal(tensor, resumed.network.state_dict()[name]), name
 
