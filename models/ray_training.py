@@ -22,7 +22,7 @@ from models.data import TrainingData, steps_per_epoch
 from models.training import Learner, TrainSettings, evaluate
 from pipelines import storage
 from pipelines.progress import bar
-from pipelines.workers import KEEP_MEMORY
+from pipelines.workers import keeping_memory
 
 CHECKPOINT = "learner.pt"
 SHOWN_EVERY = 10
@@ -50,9 +50,6 @@ def _prepare_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    if address is None:
-        for name, value in KEEP_MEMORY.items():  # workers inherit it; see pipelines.workers
-            os.environ.setdefault(name, str(value))
     if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -76,12 +73,13 @@ def ray_cluster(address: str | None, workers: int) -> Iterator[None]:
         "include_dashboard": False,
         "object_store_memory": 200 * 2**20,
     }
-    ray.init(
-        address=address or "local",
-        logging_level="ERROR",
-        log_to_driver=False,
-        **({} if address else local),
-    )
+    with keeping_memory():
+        ray.init(
+            address=address or "local",
+            logging_level="ERROR",
+            log_to_driver=False,
+            **({} if address else local),
+        )
     try:
         yield
     finally:
@@ -154,6 +152,9 @@ def train_loop(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # sizes never change
+        torch.backends.cudnn.allow_tf32 = False  # float32 is float32; bf16 is the fast way
 
     torch.manual_seed(settings.seed)
     network = settings.build_network(data.in_channels)

@@ -33,7 +33,7 @@ def local_cluster(workers: int) -> Iterator[str]:
     environment = "distributed.nanny.pre-spawn-environ"  # malloc looks at it as a process starts
     kept = {f"{environment}.{name}": value for name, value in KEEP_MEMORY.items()}
     with (
-        _restored(KEEP_MEMORY),
+        keeping_memory(),
         dask.config.set(kept),
         LocalCluster(
             n_workers=workers,
@@ -48,13 +48,17 @@ def local_cluster(workers: int) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _restored(names: Iterable[str]) -> Iterator[None]:
-    """Environment variables are as before in the end: Dask sets its workers' in this process."""
-    before = {name: os.environ.get(name) for name in names}
+def keeping_memory() -> Iterator[None]:
+    """Processes that are started in this block keep their memory; in the end all is as before.
+
+    What the environment says already stays.
+    """
+    before = {name: os.environ.get(name) for name in KEEP_MEMORY}
+    os.environ |= {name: str(value) for name, value in KEEP_MEMORY.items() if not before[name]}
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in before.items():  # Dask, too, sets its workers' in this process
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
