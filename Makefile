@@ -44,7 +44,7 @@ lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet "$(TORCH)" -e ".[dev]"
 	.venv-lock/bin/python -m pip freeze --exclude-editable \
-		| grep -Ev '^(torch|triton|uv|nvidia-|cuda-|squall)' > constraints.txt
+		| grep -Ev '^(torch==|triton==|uv==|nvidia-|cuda-|squall)' > constraints.txt
 	rm -rf .venv-lock
 
 clean:
