@@ -2,41 +2,53 @@
 
 `TrainingData` is what a training run needs to know; `ArchiveData` is an archive's,
 `models.moving_mnist.MovingMNISTData` that of Moving MNIST.
+
+Steps are counted through all epochs. What a step's batch holds follows from the seed and the
+step's number, however many workers share it and wherever a run begins again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from models.augmentation import AugmentSettings, augment
 from models.normalisation import Kind, RainNormalisation
-from pipelines.archive import Archive
 from pipelines.reading import SampleReader
 from pipelines.samples import SampleIndex
-from pipelines.units import unpack
 
 INPUT_CHANNELS = 2
 """Rain rate, normalised, and whether it was observed: missing is not dry."""
-VALIDATION_SAMPLES = 64
+READ_AHEAD = 4
+"""Batches that each loader has ready."""
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences as a network takes them. T past and L future frames, H×W pixels."""
+    """Sequences as a network takes them. T past and L future frames, H×W pixels.
+
+    `weight` is how many samples of the archive each one stands for, relative to the others: 1 in
+    training, one over the chance that it was drawn with in validation.
+    """
 
     past: Float[Tensor, "B T C H W"]
     future: Float[Tensor, "B L 1 H W"]
     observed: Bool[Tensor, "B L 1 H W"]
+    weight: Float[Tensor, " B"] | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same on another device."""
-        return Batch(self.past.to(device), self.future.to(device), self.observed.to(device))
+    def split(self, pieces: int) -> list["Batch"]:
+        """At most so many batches of samples that follow each other."""
+        size = -(-len(self.past) // pieces)
+        weights = [None] * pieces if self.weight is None else self.weight.split(size)
+        parts = (part.split(size) for part in (self.past, self.future, self.observed))
+        return [Batch(*piece) for piece in zip(*parts, weights, strict=False)]
 
 
 def network_input(
@@ -48,61 +60,64 @@ def network_input(
     return torch.stack([rain_rate, observed.to(rain_rate.dtype)], dim=-3)
 
 
+def batch_of(
+    sequences_mm_h: Float[Tensor, "B time H W"],
+    past_frames: int,
+    normalisation: RainNormalisation,
+    weight: Float[Tensor, " B"] | None = None,
+) -> Batch:
+    """Sequences in mm/h (NaN = not observed) as a network takes them."""
+    past, future = sequences_mm_h[:, :past_frames], sequences_mm_h[:, past_frames:, None]
+    observed = future.isfinite()
+    encoded = normalisation.encode(future.where(observed, 0.0))
+    return Batch(network_input(past, normalisation), encoded, observed, weight)
+
+
 class SequenceDataset(Dataset[Tensor]):
-    """The samples of an index: (time, y, x) mm/h, NaN where not observed.
+    """The samples of an index: (time, y, x) mm/h, NaN where not observed, read as asked for."""
 
-    Where all frames fit in `memory_bytes`, as stored, they are read once and kept.
-    """
-
-    def __init__(self, archive: Archive, index: SampleIndex, memory_bytes: int = 2**29) -> None:
-        self.archive, self.index = archive, index
-        self.reader = SampleReader(archive.url)
-        slots = index.slots()
-        rows, columns = archive.grid.shape
-        self._first = slots.start
-        self._frames = (
-            self.reader.read_stored(slots)
-            if (slots.stop - slots.start) * rows * columns * 2 <= memory_bytes
-            else None
-        )
+    def __init__(self, archive_url: str, index: SampleIndex) -> None:
+        self.index = index
+        self.reader = SampleReader(archive_url)
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, sample: int) -> Tensor:
-        if self._frames is None:
-            return torch.from_numpy(self.index.read(self.reader, sample))
-        slots, y, x = self.index.window(sample)
-        slots = slice(slots.start - self._first, slots.stop - self._first)
-        return torch.from_numpy(unpack(self._frames[slots, y, x]))
+    def __getitem__(self, sample: int) -> Float[Tensor, "time y x"]:
+        return torch.from_numpy(self.index.read(self.reader, sample))
 
 
-def draw(index: SampleIndex, count: int, seed: Sequence[int]) -> list[int]:
+def load(
+    dataset: SequenceDataset, batches: Iterable[list[int]], loaders: int, device: torch.device
+) -> Iterator[Float[Tensor, "B time y x"]]:
+    """Batches of samples on a device: read ahead by so many processes, or here where there are 0.
+
+    Loaders are started by a fork server, which is young enough to be forked from.
+    """
+    ahead: dict[str, Any] = {}
+    if loaders:
+        ahead = {"multiprocessing_context": "forkserver", "prefetch_factor": READ_AHEAD}
+    pinned = device.type == "cuda"
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,  # any iterable will do
+        num_workers=loaders,
+        pin_memory=pinned,
+        **ahead,
+    )
+    for sequences in loader:
+        yield sequences.to(device, non_blocking=pinned)
+
+
+def draw(acceptance: NDArray[np.float64], count: int, seed: Sequence[int]) -> list[int]:
     """`count` samples, each with a chance in proportion to its acceptance."""
-    chance = index.acceptance / index.acceptance.sum()
     rng = np.random.default_rng(list(seed))
-    return [int(sample) for sample in rng.choice(len(index), size=count, p=chance)]
+    return rng.choice(len(acceptance), size=count, p=acceptance / acceptance.sum()).tolist()
 
 
-def batches(
-    dataset: SequenceDataset, samples: list[int], batch_size: int, normalisation: RainNormalisation
-) -> Iterator[Batch]:
-    """The samples in the order given, in batches."""
-    past_frames = dataset.index.shape.past
-    for sequences in DataLoader(dataset, batch_size=batch_size, sampler=samples):
-        past, future = sequences[:, :past_frames], sequences[:, past_frames:, None]
-        observed = future.isfinite()
-        yield Batch(
-            network_input(past, normalisation),
-            normalisation.encode(future.where(observed, 0.0)),
-            observed,
-        )
-
-
-def share(samples: list[int], rank: int, world_size: int) -> list[int]:
-    """A worker's part of an epoch's samples: all of one size, as workers step together."""
-    size = len(samples) // world_size
-    return samples[rank * size : (rank + 1) * size]
+def share(samples: Sequence[Any], rank: int, world_size: int) -> list[Any]:
+    """A worker's part of a batch: every worker's together are all of it."""
+    return list(samples[rank::world_size])
 
 
 @runtime_checkable
@@ -112,7 +127,8 @@ class TrainingData(Protocol):
     Attributes
     ----------
     in_channels : channels of a past frame
-    samples_per_epoch, batch_size : of all workers together, and of one
+    samples_per_epoch, batch_size : samples of an epoch and of a step, of all workers together
+    version : what the samples are made from, as a hash or a name
     """
 
     @property
@@ -121,24 +137,35 @@ class TrainingData(Protocol):
     def samples_per_epoch(self) -> int: ...  # noqa: D102
     @property
     def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def version(self) -> str: ...  # noqa: D102
 
-    def training(self, epoch: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """A worker's batches of an epoch: what they are follows from seed and epoch."""
+    def training(
+        self, steps: range, rank: int, world_size: int, device: torch.device = CPU
+    ) -> Iterator[Batch]:
+        """A worker's share of each step's batch."""
         ...
 
-    def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
-        """A worker's batches for validation, the same ones every epoch; there may be none."""
+    def validation(self, rank: int, world_size: int, device: torch.device = CPU) -> Iterator[Batch]:
+        """A worker's batches for validation, the same ones every time; there may be none."""
         ...
 
 
-def steps_per_epoch(data: TrainingData, world_size: int) -> int:
-    """How many batches each worker has in an epoch."""
-    return -(-(data.samples_per_epoch // world_size) // data.batch_size)
+def steps_per_epoch(data: TrainingData) -> int:
+    """How many whole batches an epoch has."""
+    return data.samples_per_epoch // data.batch_size
 
 
 @dataclass(frozen=True)
 class ArchiveData:
-    """Samples of an archive, drawn with a chance in proportion to their acceptance."""
+    """Samples of an archive, drawn with a chance in proportion to their acceptance.
+
+    Parameters
+    ----------
+    validation_samples : how many are drawn for validation, likewise, and weighted by one over their
+        acceptance, so that what is averaged over them is as if all counted alike
+    loaders : processes of each worker that read ahead
+    """
 
     archive_url: str
     training_index: SampleIndex
@@ -147,28 +174,46 @@ class ArchiveData:
     batch_size: int
     seed: int
     normalisation: Kind = "log"
+    augmentation: AugmentSettings = AugmentSettings()
+    validation_samples: int = 64
+    loaders: int = 0
+    version: str = ""
     in_channels: int = INPUT_CHANNELS
 
-    def training(self, epoch: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def training(
+        self, steps: range, rank: int, world_size: int, device: torch.device = CPU
+    ) -> Iterator[Batch]:
         """See `TrainingData`."""
-        samples = draw(self.training_index, self.samples_per_epoch, (self.seed, epoch))
-        return self._batches(self._training, share(samples, rank, world_size))
+        dataset = SequenceDataset(self.archive_url, self.training_index)
+        shares = (share(batch, rank, world_size) for batch in self.batches(steps))
+        loaded = load(dataset, shares, self.loaders, device)
+        for step, sequences in zip(steps, loaded, strict=True):
+            keys = [(self.seed, step, k) for k in range(rank, self.batch_size, world_size)]
+            yield self._batch_of(augment(sequences, keys, self.augmentation))
 
-    def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
+    def batches(self, steps: range) -> Iterator[list[int]]:
+        """The samples of each step, of all workers together."""
+        of_epoch: list[int] = []
+        for step in steps:
+            epoch, place = divmod(step, steps_per_epoch(self))
+            if place == 0 or not of_epoch:
+                chance = self.training_index.acceptance
+                of_epoch = draw(chance, self.samples_per_epoch, (self.seed, epoch))
+            yield of_epoch[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def validation(self, rank: int, world_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """See `TrainingData`."""
         if self.validation_index is None:
-            return iter(())
-        samples = draw(self.validation_index, VALIDATION_SAMPLES, (self.seed,))
-        return self._batches(self._validation, samples[rank::world_size])
+            return
+        dataset = SequenceDataset(self.archive_url, self.validation_index)
+        acceptance = self.validation_index.acceptance
+        mine = share(draw(acceptance, self.validation_samples, (self.seed,)), rank, world_size)
+        cuts = range(0, len(mine), self.batch_size)
+        batches = [mine[cut : cut + self.batch_size] for cut in cuts]
+        for samples, sequences in zip(batches, load(dataset, batches, 0, device), strict=True):
+            weight = torch.from_numpy(acceptance.max() / acceptance[samples]).float()
+            yield self._batch_of(sequences, weight.to(device))
 
-    def _batches(self, dataset: SequenceDataset, samples: list[int]) -> Iterator[Batch]:
-        return batches(dataset, samples, self.batch_size, RainNormalisation(self.normalisation))
-
-    @cached_property
-    def _training(self) -> SequenceDataset:
-        return SequenceDataset(Archive(self.archive_url), self.training_index)
-
-    @cached_property
-    def _validation(self) -> SequenceDataset:
-        assert self.validation_index is not None
-        return SequenceDataset(Archive(self.archive_url), self.validation_index)
+    def _batch_of(self, sequences: Tensor, weight: Tensor | None = None) -> Batch:
+        past = self.training_index.shape.past
+        return batch_of(sequences, past, RainNormalisation(self.normalisation), weight)

@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.data import VALIDATION_SAMPLES, Batch, share
+from models.data import CPU, Batch, share
 from pipelines import storage
 from pipelines.errors import NotFoundError, SquallError
 
@@ -34,6 +34,7 @@ SPEED = 0.1
 """Of the way, a frame."""
 IDX_IMAGES = 0x803
 """What an idx file of images begins with: unsigned bytes, three dimensions."""
+VALIDATION_SAMPLES = 64
 TEST_SEQUENCES = 10_000
 TEST_SEED = 10_000
 """The test set is one, whatever seed a network is trained with."""
@@ -129,28 +130,40 @@ class MovingMNISTData:
     def _training_images(self) -> UInt8[np.ndarray, "image y x"]:
         return _images(self.folder, TRAIN_FILE)
 
-    def training(self, epoch: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """New sequences every epoch."""
-        first = epoch * self.samples_per_epoch
-        numbers = share(list(range(first, first + self.samples_per_epoch)), rank, world_size)
-        return self._batches(self._training_images, self.seed, numbers)
+    @property
+    def version(self) -> str:
+        """The folder: MNIST is always the same."""
+        return self.folder
 
-    def validation(self, rank: int, world_size: int) -> Iterator[Batch]:
+    def training(
+        self, steps: range, rank: int, world_size: int, device: torch.device = CPU
+    ) -> Iterator[Batch]:
+        """New sequences every epoch."""
+        for step in steps:
+            numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+            mine = share(numbers, rank, world_size)
+            yield from self._batches(self._training_images, self.seed, mine, device)
+
+    def validation(self, rank: int, world_size: int, device: torch.device = CPU) -> Iterator[Batch]:
         """Sequences of training digits that no epoch comes to: those of another seed."""
-        numbers = list(range(VALIDATION_SAMPLES))[rank::world_size]
-        return self._batches(self._training_images, self.seed + TEST_SEED + 1, numbers)
+        mine = share(range(VALIDATION_SAMPLES), rank, world_size)
+        yield from self._batches(self._training_images, self.seed + TEST_SEED + 1, mine, device)
 
     def test(self, sequences: int = TEST_SEQUENCES) -> Iterator[Batch]:
         """The first sequences of the test set."""
         images = _images(self.folder, TEST_FILE)
-        return self._batches(images, TEST_SEED, list(range(sequences)))
+        return self._batches(images, TEST_SEED, list(range(sequences)), CPU)
 
     def _batches(
-        self, images: UInt8[np.ndarray, "image y x"], seed: int, numbers: list[int]
+        self,
+        images: UInt8[np.ndarray, "image y x"],
+        seed: int,
+        numbers: list[int],
+        device: torch.device,
     ) -> Iterator[Batch]:
         for first in range(0, len(numbers), self.batch_size):
             some = [sequence(images, seed, n) for n in numbers[first : first + self.batch_size]]
-            yield batch_of(torch.from_numpy(np.stack(some)))
+            yield batch_of(torch.from_numpy(np.stack(some)).to(device))
 
 
 def batch_of(sequences: Tensor) -> Batch:

@@ -17,6 +17,7 @@ from models.data import Batch
 from models.losses.structure import ssim
 from models.moving_mnist import PAST, MovingMNISTData
 from models.ray_training import fit
+from models.train import progress_bar
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.progress import bar
@@ -62,13 +63,14 @@ def run(
     size = settings.samples_per_epoch, settings.batch_size, settings.seed
     data = MovingMNISTData(folder, *size)
     next(data.test(1)), next(data.validation(0, 1))  # both files are there, before Ray starts
-    trained = fit(
-        data,
-        settings,
-        storage_url=storage.join(root, "runs"),
-        run_name=settings.run or f"{NAME}-{now():%Y%m%dT%H%M%SZ}",
-        progress=progress,
-    )
+    with progress_bar(data, settings, progress) as on_message:
+        trained = fit(
+            data,
+            settings,
+            storage_url=storage.join(root, "runs"),
+            run_name=settings.run or f"{NAME}-{now():%Y%m%dT%H%M%SZ}",
+            on_message=on_message,
+        )
     version = registry.save_model(
         root,
         NAME,

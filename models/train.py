@@ -1,16 +1,20 @@
 """From archive to registered model: sequences, samples, Ray Train, registry."""
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 
 from models import registry
-from models.data import ArchiveData
-from models.ray_training import fit
+from models.data import ArchiveData, TrainingData, steps_per_epoch
+from models.ray_training import Message, fit
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.archive import Archive
+from pipelines.errors import SquallError
+from pipelines.progress import bar
 from pipelines.samples import build_index, complete_init_times, describe
 from pipelines.split import split
-from pipelines.times import now, time_text, utc
+from pipelines.times import format_duration, now, time_text, utc
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +27,10 @@ def train_model(
     Raises `SquallError` where the archive has no sequence to learn from.
     """
     archive = Archive(archive_url)
+    parent = None
+    if settings.fine_tune is not None:
+        parent = registry.load_model(root, *settings.fine_tune.split("/", 1))
+        settings = fine_tuned(settings, parent, archive)
     shape = settings.sequence_shape(archive)
     times = archive.usable_times(
         utc(settings.start) if settings.start else None,
@@ -40,22 +48,27 @@ def train_model(
     training = build_index(archive, parts.training, shape)
     validation = build_index(archive, parts.validation, shape) if len(parts.validation) else None
     log.info("training: %s", describe(training, archive))
-    run = settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
-    trained = fit(
-        ArchiveData(
-            archive_url,
-            training,
-            validation,
-            settings.samples_per_epoch,
-            settings.batch_size,
-            settings.seed,
-            settings.normalisation,
-        ),
-        settings,
-        storage_url=storage.join(root, "runs"),
-        run_name=run,
-        progress=progress,
+    data = ArchiveData(
+        archive_url,
+        training,
+        validation,
+        settings.samples_per_epoch,
+        settings.batch_size,
+        settings.seed,
+        settings.normalisation,
+        settings.augment,
+        settings.validation_samples,
+        settings.loaders,
     )
+    with progress_bar(data, settings, progress) as on_message:
+        trained = fit(
+            data,
+            settings,
+            storage_url=storage.join(root, "runs"),
+            run_name=settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}",
+            weights=parent.network.state_dict() if parent else None,
+            on_message=on_message,
+        )
     version = registry.save_model(
         root,
         name,
@@ -75,3 +88,59 @@ def train_model(
     )
     registry.promote(root, name, version)
     return f"{name}/{version}"
+
+
+def fine_tuned(settings: TrainSettings, parent: registry.Model, archive: Archive) -> TrainSettings:
+    """Settings with which the parent's weights can be trained further, on another archive.
+
+    Raises `SquallError` where the frames are not spaced as the parent's, or a setting that was
+    given would make another network or another scale.
+    """
+    if archive.timestep != parent.timestep:
+        raise SquallError(
+            f"model {parent.id} was trained on another timestep",
+            found=format_duration(archive.timestep),
+            expected=format_duration(parent.timestep),
+            remedy="fine-tune a model of this timestep",
+        )
+    of_parent = parent.settings
+    taken_over = {
+        "network": of_parent.network,
+        "normalisation": of_parent.normalisation,
+        "past": parent.past_frames * parent.timestep.to_pytimedelta(),
+    }
+    for name, value in taken_over.items():
+        given = getattr(settings, name)
+        if name in settings.model_fields_set and given != value:
+            raise _not_the_parents(parent, name, given, value)
+    if settings.build_loss().of_logits != of_parent.build_loss().of_logits:
+        raise _not_the_parents(parent, "loss", settings.loss, of_parent.loss)
+    result = TrainSettings.model_validate(settings.model_dump(exclude_unset=True) | taken_over)
+    if result.out_channels != of_parent.out_channels:
+        raise _not_the_parents(parent, "members", result.out_channels, of_parent.out_channels)
+    return result
+
+
+def _not_the_parents(
+    parent: registry.Model, name: str, found: object, expected: object
+) -> SquallError:
+    return SquallError(
+        f"model {parent.id} cannot be fine-tuned with another train.{name}",
+        found=found,
+        expected=expected,
+        remedy=f"leave train.{name} out, or train from the start (without train.fine_tune)",
+    )
+
+
+@contextlib.contextmanager
+def progress_bar(
+    data: TrainingData, settings: TrainSettings, shown: bool
+) -> Iterator[Callable[[Message], None]]:
+    """What shows a run's messages as a bar."""
+    with bar(settings.epochs * steps_per_epoch(data), "train", "step", shown=shown) as shown_bar:
+
+        def show(message: Message) -> None:
+            shown_bar.set_postfix(loss=f"{message.metrics['loss']:.4f}", refresh=False)
+            shown_bar.update(max(0, message.step - shown_bar.n))
+
+        yield show

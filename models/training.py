@@ -1,21 +1,17 @@
-"""Training without Ray: settings, batches, a step, an epoch. `models.ray_training` distributes it.
+"""How a network is trained: the settings. `models.learner` does it, `models.ray_training` with Ray.
 
-Everything random follows from the seed and the epoch, so a run that stops and resumes ends with
-the weights of one that did not.
+Everything random follows from the seed and the step, so a run that stops and resumes, with as many
+workers or with others, ends with the weights of one that did not.
 """
 
 import datetime as dt
-import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from jaxtyping import Float
 from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from models.data import INPUT_CHANNELS, Batch
+from models.augmentation import AugmentSettings
+from models.data import INPUT_CHANNELS
 from models.losses import LOSSES, Loss, get_loss
 from models.networks import build_model, check_options
 from models.networks.convlstm import Compute
@@ -64,6 +60,19 @@ class NetworkSettings(Section):
         )
 
 
+class CheckpointSettings(Section):
+    """What is kept of a run, to go on from."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="Steps from one checkpoint to the next; an epoch by default."
+    )
+    keep: int = Field(2, ge=1, description="How many are kept, and the best one beside them.")
+    patience: Duration = Field(
+        dt.timedelta(minutes=10),
+        description="How long a storage that refuses the last checkpoint is asked again.",
+    )
+
+
 class TrainSettings(Section):
     """How a network is trained."""
 
@@ -71,6 +80,11 @@ class TrainSettings(Section):
         None, description="Name in the model registry; the product's by default."
     )
     network: NetworkSettings = NetworkSettings()
+    fine_tune: str | None = Field(
+        None,
+        description="Begin with the weights of a registered model, name or name/version, of any "
+        "product and grid; its network, past and normalisation are taken over.",
+    )
     start: dt.datetime | None = Field(None, description="Learn from frames at or after this time.")
     end: dt.datetime | None = Field(None, description="Learn from frames at or before this time.")
     past: Duration = Field(dt.timedelta(minutes=30), description="How much past the network sees.")
@@ -78,8 +92,12 @@ class TrainSettings(Section):
         dt.timedelta(minutes=60), description="How far ahead it learns to forecast."
     )
     crop: int = Field(128, ge=8, description="Side of a training crop in pixels.")
+    augment: AugmentSettings = AugmentSettings()
     validation_fraction: float = Field(
         0.15, ge=0, lt=1, description="Share of the sequences kept for validation."
+    )
+    validation_samples: int = Field(
+        64, ge=1, description="Samples drawn for validation, the same ones after every epoch."
     )
     test_fraction: float = Field(
         0.0, ge=0, lt=1, description="Share of the sequences that training never sees."
@@ -96,18 +114,49 @@ class TrainSettings(Section):
     )
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
-    batch_size: int = Field(8, ge=1, description="Samples per worker and step.")
+    batch_size: int = Field(8, ge=1, description="Samples of a step, of all workers together.")
+    accumulate: int = Field(
+        1, ge=1, description="Pieces that a worker computes its share of a step's samples in."
+    )
     learning_rate: float = Field(
         2e-3, gt=0, description="Adam's learning rate, the highest one of its schedule."
     )
-    schedule: Literal["cosine", "onecycle"] = Field(
-        "cosine", description="How the learning rate goes: cosine by epoch, onecycle by step."
+    schedule: Literal["cosine", "onecycle", "constant"] = Field(
+        "cosine", description="How the learning rate goes, step by step."
+    )
+    warm_up: float = Field(
+        0.0, ge=0, lt=1, description="Share of the run in which it first rises from nothing."
     )
     gradient_clip: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of the moving average of weights that is validated and registered "
+        "instead of them, such as 0.99; 0 for none.",
+    )
+    autocast: bool = Field(
+        False,
+        description="Mixed precision, bfloat16, for any network. ConvLSTM's own is faster: "
+        "network.compute.",
+    )
+    early_stopping: int | None = Field(
+        None, ge=1, description="Stop after so many epochs without a better validation loss."
+    )
     seed: int = Field(0, ge=0, description="All randomness follows from it.")
     workers: int = Field(2, ge=1, description="Ray Train workers.")
+    least_workers: int | None = Field(
+        None,
+        ge=1,
+        description="Go on with as few workers where the cluster has no room for more, and with "
+        "more once it has; `workers` by default.",
+    )
+    loaders: int = Field(
+        1, ge=0, description="Processes of each worker that read ahead; 0: it reads by itself."
+    )
     gpu: bool = Field(False, description="Give each worker a GPU.")
     max_failures: int = Field(2, ge=0, description="Restarts from the newest checkpoint.")
+    checkpoint: CheckpointSettings = CheckpointSettings()
     run: str | None = Field(
         None, description="Name of the run; the name of an earlier one continues it."
     )
@@ -123,8 +172,12 @@ class TrainSettings(Section):
 
     @model_validator(mode="after")
     def _a_sample_for_every_worker(self) -> "TrainSettings":
-        if self.samples_per_epoch < self.workers:
-            raise ValueError("samples_per_epoch must be at least workers")
+        if not self.workers <= self.batch_size <= self.samples_per_epoch:
+            raise ValueError(
+                "batch_size must be at least workers, and samples_per_epoch at least batch_size"
+            )
+        if self.least_workers is not None and self.least_workers > self.workers:
+            raise ValueError("least_workers must be at most workers")
         return self
 
     @model_validator(mode="after")
@@ -153,98 +206,3 @@ class TrainSettings(Section):
             future=len(spaced(archive.timestep, self.future, "future")),
             crop=self.crop,
         )
-
-
-def train_step(
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    loss: Loss,
-    gradient_clip: float,
-) -> Float[Tensor, ""]:
-    """Forward, loss, backward, update; the loss before the update.
-
-    Nothing in it waits for a value, so that a GPU never idles and a CUDA graph can hold it.
-    """
-    network.train()
-    value = loss(network(batch.past, batch.future.shape[1]), batch.future, batch.observed)
-    optimiser.zero_grad(set_to_none=True)
-    value.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), gradient_clip)
-    optimiser.step()
-    return value.detach()
-
-
-ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
-"""Share of a run in which the rate rises, and what it starts and ends with (torch's own)."""
-
-
-def learning_rate(settings: TrainSettings, epoch: int | float) -> float:
-    """The learning rate after so many epochs, a fraction of one included.
-
-    cosine    half a cosine towards zero, by whole epochs (Loshchilov and Hutter 2017, equation 5)
-    onecycle  up along half a cosine, then down to nearly nothing, step by step (Smith and Topin
-              2019; as `torch.optim.lr_scheduler.OneCycleLR` has it)
-    """
-    highest = settings.learning_rate
-    if settings.schedule == "cosine":
-        return _half_cosine(highest, 0.0, int(epoch) / settings.epochs)
-    progress = epoch / settings.epochs
-    if progress < ONE_CYCLE_RISE:
-        return _half_cosine(highest * ONE_CYCLE_START, highest, progress / ONE_CYCLE_RISE)
-    rest = (progress - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE)
-    return _half_cosine(highest, highest * ONE_CYCLE_END, rest)
-
-
-def _half_cosine(first: float, last: float, progress: float) -> float:
-    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
-
-
-@torch.no_grad()
-def evaluate(network: nn.Module, validation: Iterable[Batch], loss: Loss) -> dict[str, float]:
-    """Mean loss over batches of the network, and of persistence on the same samples."""
-    network.eval()
-    losses, persistence = [], []
-    for batch in validation:
-        lead_times = batch.future.shape[1]
-        losses.append(float(loss(network(batch.past, lead_times), batch.future, batch.observed)))
-        newest = loss.from_rain(batch.past[:, -1:, :1]).expand_as(batch.future)
-        persistence.append(float(loss(newest, batch.future, batch.observed)))
-    if not losses:
-        return {}
-    return {
-        "validation_loss": sum(losses) / len(losses),
-        "validation_persistence": sum(persistence) / len(persistence),
-    }
-
-
-@dataclass
-class Learner:
-    """A network with its optimiser, as it is between two epochs."""
-
-    network: nn.Module
-    optimiser: torch.optim.Optimizer
-    settings: TrainSettings
-
-    @classmethod
-    def start(cls, settings: TrainSettings, network: nn.Module) -> "Learner":
-        """Before the first epoch."""
-        return cls(
-            network, torch.optim.Adam(network.parameters(), settings.learning_rate), settings
-        )
-
-    def epoch(
-        self, number: int, batches: Iterable[Batch], steps: int, device: torch.device | None = None
-    ) -> Iterator[Float[Tensor, ""]]:
-        """Train on this worker's batches of an epoch, `steps` of them; yields each step's loss."""
-        loss = self.settings.build_loss()
-        for step, batch in enumerate(batches):
-            for group in self.optimiser.param_groups:
-                group["lr"] = learning_rate(self.settings, number + step / steps)
-            yield train_step(
-                self.network,
-                self.optimiser,
-                batch.to(device or torch.device("cpu")),
-                loss,
-                self.settings.gradient_clip,
-            )

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -22,7 +23,12 @@ from models.losses.pixels import (
     masked_mae,
     masked_mse,
 )
-from models.losses.structure import gradient_difference, ssim_loss
+from models.losses.structure import (
+    gradient_difference,
+    observed_pairs,
+    ssim_loss,
+    whole_windows,
+)
 from models.normalisation import RainNormalisation
 from pipelines.errors import SquallError, UnknownNameError
 
@@ -37,6 +43,28 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "crps": crps,
     "crps-standard": partial(crps, fair=False),
 }
+
+
+class Part(NamedTuple):
+    """A mean that a loss is made of, and what it is the mean over, from the observed mask."""
+
+    mean: Callable[..., Tensor]
+    over: Callable[[Tensor], Tensor]
+
+
+def _pixels(observed: Tensor) -> Tensor:
+    return observed
+
+
+PARTS: dict[str, tuple[Part, ...]] = {
+    **{name: (Part(loss, _pixels),) for name, loss in LOSSES.items()},
+    "gdl": tuple(
+        Part(partial(gradient_difference, axes=(axis,)), partial(observed_pairs, axis=axis))
+        for axis in (-2, -1)
+    ),
+    "ssim": (Part(ssim_loss, whole_windows),),
+}
+"""What each loss is the sum of."""
 BALANCED = {"b-mse", "b-mae"}
 """Those that weight by rain rate in mm/h."""
 OF_LOGITS = {"cross-entropy"}
@@ -67,18 +95,31 @@ class Loss:
         output: Float[Tensor, "B L M H W"],
         target: Float[Tensor, "B L C H W"],
         observed: Bool[Tensor, "B L C H W"],
+        shares: Float[Tensor, " part"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The loss of a network's output, in the target's precision."""
+        """The loss of a network's output, in the target's precision.
+
+        `shares` weight the means that it is the sum of: where a batch is dealt to several workers,
+        each with its share of `counts`, the sum of their losses is that of the whole batch.
+        """
         assert self.of_ensemble or output.shape == target.shape, (output.shape, target.shape)
         # Before the link as well: a sigmoid's gradient at NaN is NaN, whatever comes after.
         output = output.to(target.dtype).where(observed, 0.0)
         rain = self.to_rain(output)
-        loss = target.new_zeros(())
+        means = []
         for weight, name in self.terms:
             options = {"normalisation": self.normalisation} if name in BALANCED else {}
             taken = output if name in OF_LOGITS else rain
-            loss = loss + weight * LOSSES[name](taken, target, observed, **options)
-        return loss
+            means += [
+                weight * part.mean(taken, target, observed, **options) for part in PARTS[name]
+            ]
+        parts = torch.stack(means)
+        return (parts if shares is None else parts * shares.to(parts.dtype)).sum()
+
+    def counts(self, observed: Bool[Tensor, "B L C H W"]) -> Float[Tensor, " part"]:
+        """How many pixels, pairs or windows each mean that it is the sum of is over."""
+        over = [part.over(observed) for _, name in self.terms for part in PARTS[name]]
+        return torch.stack([counted.sum() for counted in over]).double()
 
     @property
     def of_logits(self) -> bool:

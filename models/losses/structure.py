@@ -23,6 +23,7 @@ def gradient_difference(
     observed: Bool[Tensor, "B L C H W"],
     *,
     alpha: float = 1.0,
+    axes: tuple[int, ...] = (-2, -1),
 ) -> Float[Tensor, ""]:
     """Gradient difference loss (Mathieu et al. 2016, equation 6), Y target, Ŷ prediction:
 
@@ -33,16 +34,24 @@ def gradient_difference(
     Parameters
     ----------
     alpha : exponent, at least 1
+    axes : -2 for vertical pairs, -1 for horizontal ones
     """
     assert alpha >= 1, "below 1 equal gradients have an infinite derivative"
     prediction, target = prediction.where(observed, 0.0), target.where(observed, 0.0)
     loss = target.new_zeros(())
-    for axis in (-2, -1):
-        pairs = observed.shape[axis] - 1
-        both = observed.narrow(axis, 1, pairs) & observed.narrow(axis, 0, pairs)
+    for axis in axes:
+        both = observed_pairs(observed, axis)
         difference = target.diff(dim=axis).abs() - prediction.diff(dim=axis).abs()
         loss = loss + observed_mean((difference.abs() ** alpha).where(both, 0.0), both)
     return loss
+
+
+def observed_pairs(
+    observed: Bool[Tensor, "B L C H W"], axis: int
+) -> Bool[Tensor, "B L C pairs_y pairs_x"]:
+    """Of which neighbours along an axis both are observed."""
+    pairs = observed.shape[axis] - 1
+    return observed.narrow(axis, 1, pairs) & observed.narrow(axis, 0, pairs)
 
 
 def ssim_loss(
@@ -98,8 +107,13 @@ def _ssim_of_windows(
     similarity = ((2 * mu_x * mu_y + K1**2) * (2 * covariance + K2**2)) / (
         (mu_x**2 + mu_y**2 + K1**2) * (variances + K2**2)
     )
-    missing = F.max_pool2d((~observed).flatten(0, 1).to(x.dtype), WINDOW, stride=1)
-    return similarity, missing.unflatten(0, observed.shape[:2]) == 0
+    return similarity, whole_windows(observed)
+
+
+def whole_windows(observed: Bool[Tensor, "B L C H W"]) -> Bool[Tensor, "B L C H-10 W-10"]:
+    """Which windows are wholly observed."""
+    missing = F.max_pool2d((~observed).flatten(0, 1).float(), WINDOW, stride=1)
+    return missing.unflatten(0, observed.shape[:2]) == 0
 
 
 def _window_means(fields: Float[Tensor, "*fields H W"]) -> Float[Tensor, "*fields H-10 W-10"]:

@@ -51,7 +51,25 @@ def convlstm_layer(
     inputs : None for a layer without; then `state` must be given
     state : H in the inputs' precision, C in float32; None for zeros
     rematerialise : keep less for the backward pass and compute it again there
+
+    Autocast has no say in it: the inputs' precision is what it runs in.
     """
+    with torch.autocast(state_weight.device.type, enabled=False):
+        return _layer(
+            inputs, state, input_weight, state_weight, bias, peepholes, timesteps, rematerialise
+        )
+
+
+def _layer(
+    inputs: Tensor | None,
+    state: tuple[Tensor, ...] | None,
+    input_weight: Tensor | None,
+    state_weight: Tensor,
+    bias: Tensor,
+    peepholes: Tensor | None,
+    timesteps: int,
+    rematerialise: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     hidden, cell = state if state is not None else (None, None)
     weights = (input_weight, state_weight, bias, peepholes)
     arguments = (inputs, hidden, cell, *weights)

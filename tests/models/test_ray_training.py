@@ -1,4 +1,4 @@
-"""Ray Train: a run that was killed and resumed ends with the weights of one that was not."""
+"""Ray Train: whatever happens to a run, it ends with the weights of one that was left alone."""
 
 import os
 import signal
@@ -13,8 +13,9 @@ from models.data import ArchiveData
 from models.ray_training import fit
 from models.registry import load_model
 from models.train import train_model
-from models.training import TrainSettings
+from models.training import CheckpointSettings, TrainSettings
 from pipelines import storage
+from pipelines.errors import SquallError
 from pipelines.samples import build_index, complete_init_times
 
 pytestmark = [
@@ -30,9 +31,13 @@ SETTINGS = TrainSettings(
     epochs=3,
     samples_per_epoch=16,
     batch_size=4,
+    average=0.5,
     workers=2,
+    loaders=0,
     max_failures=1,
+    checkpoint=CheckpointSettings(every_steps=2),
 )
+"""Four steps an epoch, a checkpoint in its middle and at its end."""
 
 
 @pytest.fixture(scope="module")
@@ -49,66 +54,87 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def samples(archive):
+def data(archive):
     shape = SETTINGS.sequence_shape(archive)
     times = complete_init_times(archive.usable_times(), archive.timestep, shape)
-    return build_index(archive, times[:12], shape)
+    size = SETTINGS.samples_per_epoch, SETTINGS.batch_size, SETTINGS.seed
+    training, validation = (build_index(archive, part, shape) for part in (times[:9], times[12:]))
+    return ArchiveData(archive.url, training, validation, *size, validation_samples=6)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, data, tmp_path_factory):
+    place = storage.normalise(tmp_path_factory.mktemp("runs"))
+    return fit(data, SETTINGS, storage_url=place, run_name="undisturbed")
+
+
+def losses(trained):
+    return [epoch[name] for epoch in trained.history for name in ("loss", "validation_loss")]
+
+
+def assert_same(trained, expected, tolerance=0.0):
+    assert losses(trained) == pytest.approx(losses(expected), rel=max(tolerance, 1e-6))
+    assert trained.weights.keys() == expected.weights.keys()
+    for name, weights in expected.weights.items():
+        torch.testing.assert_close(
+            trained.weights[name], weights, rtol=tolerance, atol=tolerance, msg=name
+        )
 
 
 class KillOnce:
-    """Kills the worker that runs it after an epoch, the first time; a file remembers."""
+    """Kills the worker that runs it after a step, the first time; a file remembers."""
 
-    def __init__(self, epoch: int, memory: Path) -> None:
-        self.epoch, self.memory = epoch, memory
+    def __init__(self, step: int, memory: Path) -> None:
+        self.step, self.memory = step, memory
 
-    def __call__(self, epoch: int) -> None:
-        with (self.memory / f"epochs-{ray.train.get_context().get_world_rank()}").open("a") as log:
-            log.write(f"{epoch}\n")
-        killed = self.memory / "killed"
+    def __call__(self, step: int) -> None:
         rank = ray.train.get_context().get_world_rank()
-        if epoch == self.epoch and rank == 1 and not killed.exists():
+        with (self.memory / f"steps-{rank}").open("a") as made:
+            made.write(f"{step}\n")
+        killed = self.memory / "killed"
+        if step == self.step and rank == 1 and not killed.exists():
             killed.touch()
-            time.sleep(4)  # until the controller has seen the report
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def data_of(archive, samples):
-    size = SETTINGS.samples_per_epoch, SETTINGS.batch_size, SETTINGS.seed
-    return ArchiveData(archive.url, samples, None, *size)
-
-
-def test_a_killed_and_resumed_run_has_the_weights_of_an_undisturbed_one(
-    cluster, archive, samples, tmp_path
+def test_a_worker_killed_within_an_epoch_costs_the_steps_since_the_checkpoint(
+    data, undisturbed, tmp_path
 ):
     place = storage.normalise(tmp_path / "runs")
-    data = data_of(archive, samples)
-    undisturbed = fit(data, SETTINGS, storage_url=place, run_name="undisturbed")
-    resumed = fit(
-        data,
-        SETTINGS,
-        storage_url=place,
-        run_name="killed",
-        on_epoch_end=KillOnce(1, tmp_path),
-    )
+    killer = KillOnce(7, tmp_path)  # a checkpoint after 6
+    resumed = fit(data, SETTINGS, storage_url=place, run_name="killed", after_step=killer)
     assert (tmp_path / "killed").exists()
-    epochs = (tmp_path / "epochs-0").read_text().split()
-    assert epochs.count("0") == 1, "it resumed from a checkpoint, not from the start"
-    assert epochs[-1] == "2"
-    assert resumed.weights.keys() == undisturbed.weights.keys()
-    for name, weights in undisturbed.weights.items():
-        assert torch.equal(resumed.weights[name], weights), name
-    assert resumed.history == undisturbed.history
+    steps = (tmp_path / "steps-1").read_text().split()
+    assert steps[:7] == [str(step) for step in range(1, 8)]
+    assert steps[7] == "7", "it went on from the checkpoint of step 6"
+    assert_same(resumed, undisturbed)
     assert undisturbed.history[-1]["loss"] < undisturbed.history[0]["loss"]
 
 
-def test_a_run_of_the_same_name_goes_on_where_it_stopped(cluster, archive, samples, tmp_path):
+def test_one_worker_and_two_learn_the_same(data, undisturbed, tmp_path):
+    alone = SETTINGS.model_copy(update={"workers": 1, "accumulate": 2})
+    place = storage.normalise(tmp_path)
+    assert_same(fit(data, alone, storage_url=place, run_name="alone"), undisturbed, 2e-5)
+
+
+def test_loaders_that_read_ahead_change_nothing(data, undisturbed, tmp_path):
+    import dataclasses
+
+    ahead = dataclasses.replace(data, loaders=1)
+    place = storage.normalise(tmp_path)
+    assert_same(fit(ahead, SETTINGS, storage_url=place, run_name="ahead"), undisturbed)
+
+
+def test_a_run_of_the_same_name_goes_on_where_it_stopped(cluster, data, tmp_path):
     place = storage.normalise(tmp_path / "runs")
     short = SETTINGS.model_copy(update={"epochs": 1})
-    first = fit(data_of(archive, samples), short, storage_url=place, run_name="one")
-    second = fit(data_of(archive, samples), SETTINGS, storage_url=place, run_name="one")
+    first = fit(data, short, storage_url=place, run_name="one")
+    second = fit(data, SETTINGS, storage_url=place, run_name="one")
     assert len(first.history) == 1
     assert second.history[0] == first.history[0]
     assert len(second.history) == SETTINGS.epochs
+    with pytest.raises(SquallError, match="begun with other settings"):
+        fit(data, SETTINGS.model_copy(update={"seed": 3}), storage_url=place, run_name="one")
 
 
 def test_training_registers_a_champion(cluster, archive, tmp_path):
