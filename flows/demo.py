@@ -41,7 +41,7 @@ SYNTHETIC: dict[str, Any] = {
         "crop": 64,
         "epochs": 6,
         "samples_per_epoch": 128,
-        "batch_size": 4,
+        "batch_size": 8,
         "network": {"hidden_channels": (32, 32)},
     },
     "nowcast": {"lead_time": "30min"},
@@ -53,7 +53,7 @@ REAL: dict[str, Any] = {
         "crop": 64,
         "epochs": 10,
         "samples_per_epoch": 192,
-        "batch_size": 4,
+        "batch_size": 8,
         "network": {"hidden_channels": (32, 32)},
     }
 }

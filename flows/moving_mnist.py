@@ -12,7 +12,7 @@ SMALL: dict[str, Any] = {
         "network": {"hidden_channels": (48, 48), "input_kernel": 5, "state_kernel": 5},
         "epochs": 6,
         "samples_per_epoch": 512,
-        "batch_size": 8,
+        "batch_size": 16,
         "learning_rate": 3e-3,
         "schedule": "onecycle",
         "workers": 2,

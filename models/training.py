@@ -114,7 +114,7 @@ class TrainSettings(Section):
     )
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
-    batch_size: int = Field(8, ge=1, description="Samples of a step, of all workers together.")
+    batch_size: int = Field(16, ge=1, description="Samples of a step, of all workers together.")
     accumulate: int = Field(
         1, ge=1, description="Pieces that a worker computes its share of a step's samples in."
     )
