@@ -9,66 +9,21 @@ import logging
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from models import checkpoints
-from models.data import TrainingData, steps_per_epoch
-from models.learner import Learner, learning_rate
+from models import checkpoints, runs
+from models.data import TrainingData
 from models.training import TrainSettings
-from models.validation import metrics, validate
+from models.worker import Message, Worker
 from pipelines import storage
-from pipelines.errors import NotFoundError, SquallError
-from pipelines.scores import THRESHOLDS_MM_H
+from pipelines.errors import SquallError
 from pipelines.workers import keeping_memory
 
-SHOWN_EVERY = 10
-"""Steps from one loss shown to the next: to show one, the device is waited for."""
-FREE = {
-    "checkpoint",
-    "early_stopping",
-    "epochs",
-    "gpu",
-    "least_workers",
-    "loaders",
-    "max_failures",
-    "model",
-    "ray_address",
-    "run",
-    "workers",
-}
-"""Settings with which a run may go on that was begun with others."""
-
 log = logging.getLogger(__name__)
-
-Metrics = dict[str, float]
-Hook = Callable[[int], None]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a run gives: weights by parameter name, their epoch's metrics, and every epoch's."""
-
-    weights: dict[str, Tensor]
-    metrics: Metrics
-    history: list[Metrics]
-
-
-@dataclass(frozen=True)
-class Message:
-    """What the first worker tells the process that started the run.
-
-    `metrics` are of a step, or, where `epoch_ends`, of the whole epoch.
-    """
-
-    step: int
-    metrics: Metrics
-    epoch_ends: bool = False
 
 
 def _prepare_environment(address: str | None) -> None:
@@ -124,8 +79,8 @@ def fit(
     run_name: str,
     weights: dict[str, Tensor] | None = None,
     on_message: Callable[[Message], None] | None = None,
-    after_step: Hook | None = None,
-) -> Trained:
+    after_step: Callable[[int], None] | None = None,
+) -> runs.Trained:
     """Train with Ray Train and return the weights of the best epoch, the last one if none is known.
 
     Checkpoints go to `storage_url`/`run_name`/checkpoints; a run of that name that is there already
@@ -140,7 +95,7 @@ def fit(
     Raises `SquallError` where the run was begun with other settings, or diverged.
     """
     place = checkpoints.folder(storage_url, run_name)
-    _check_resumes(place, data, settings)
+    runs.check_resumes(place, data, settings)
     with ray_cluster(settings.ray_address, settings.workers):
         from ray.train import FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
         from ray.train.torch import TorchConfig, TorchTrainer
@@ -171,7 +126,7 @@ def fit(
                 ).fit()
             except WorkerGroupError as error:
                 raise _cause(error) from error
-    return _outcome(place)
+    return runs.outcome(place)
 
 
 def _cause(error: Any) -> Exception:
@@ -197,70 +152,8 @@ def _ray_storage(url: str) -> dict[str, Any]:
     return {"storage_path": remote, "storage_filesystem": filesystem}
 
 
-def _identity(data: TrainingData, settings: TrainSettings) -> dict[str, Any]:
-    """What a run has to be continued with."""
-    return settings.model_dump(mode="json", exclude=FREE) | {"in_channels": data.in_channels}
-
-
-def _check_resumes(place: str, data: TrainingData, settings: TrainSettings) -> None:
-    """Whether a run of that name, if there is one, is this run."""
-    resumed = checkpoints.newest(place)
-    if resumed is None:
-        return
-    state = resumed[1]
-    wanted, begun = _identity(data, settings), state["identity"]
-    other = [name for name in wanted if wanted[name] != begun.get(name)]
-    if other:
-        name = other[0]
-        raise SquallError(
-            "a run of that name was begun with other settings",
-            found=f"train.{name} {wanted[name]}",
-            expected=str(begun.get(name)),
-            remedy="name another run (train.run), or go on with the settings that it began with",
-        )
-    if state["data_version"] != data.version:
-        log.warning("the archive has changed since the run began: it goes on with what is there")
-
-
-def _outcome(place: str) -> Trained:
-    """The best epoch of a run that has ended, of those whose checkpoints were kept."""
-    last = checkpoints.newest(place)
-    if last is None:
-        raise NotFoundError(
-            "the run left no checkpoint",
-            found=f"none in {storage.display(place)}",
-            expected="one of its last step",
-            remedy="see whether the storage can be written, and run it again",
-        )
-    state = last[1]
-    history: list[Metrics] = state["history"]
-    kept = {checkpoint.step: checkpoint for checkpoint in checkpoints.found(place)}
-    best = _best(history, kept)
-    if best is not None and best["step"] != last[0].step:
-        state = checkpoints.read(place, kept[int(best["step"])])
-    return Trained(Learner.weights_of(state), best or history[-1], history)
-
-
-def _best(history: list[Metrics], kept: Any = None) -> Metrics | None:
-    """The epoch with the lowest validation loss; None where nothing was validated."""
-    known = [
-        epoch
-        for epoch in history
-        if "validation_loss" in epoch and (kept is None or int(epoch["step"]) in kept)
-    ]
-    return min(known, key=lambda epoch: epoch["validation_loss"], default=None)
-
-
-def _stops(history: list[Metrics], patience: int | None) -> bool:
-    """Whether so many epochs have gone by without a better one."""
-    best = _best(history)
-    if patience is None or best is None:
-        return False
-    return history[-1]["epoch"] - best["epoch"] >= patience
-
-
 def train_loop(config: dict[str, Any]) -> None:
-    """One worker: go on from the newest checkpoint, train the steps that are left."""
+    """One worker of Ray Train's."""
     import ray.train
     from ray.train.torch import get_device
 
@@ -270,183 +163,19 @@ def train_loop(config: dict[str, Any]) -> None:
         torch.backends.cudnn.benchmark = True  # sizes never change
         torch.backends.cudnn.allow_tf32 = False  # float32 is float32; bf16 is the fast way
     context = ray.train.get_context()
-    WorkerLoop(config, context.get_world_rank(), context.get_world_size(), device).run()
-
-
-class WorkerLoop:
-    """What one worker does, from a checkpoint to the end. All workers do the same at once."""
-
-    def __init__(
-        self, config: dict[str, Any], rank: int, world_size: int, device: torch.device
-    ) -> None:
-        self.settings = settings = TrainSettings.model_validate(config["settings"])
-        self.data: TrainingData = config["data"]
-        self.rank, self.world_size, self.device = rank, world_size, device
-        self.after_step: Hook | None = config["after_step"]
-        self.messages = config["messages"] if rank == 0 else None
-        self.steps_per_epoch = steps_per_epoch(self.data)
-        torch.manual_seed(settings.seed)
-        network = settings.build_network(self.data.in_channels)
-        if config["weights"] is not None:
-            network.load_state_dict(config["weights"])
-        self.learner = Learner(settings, network.to(device), world_size)
-        self.history: list[Metrics] = []
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        """Of the epoch so far: this worker's part of the losses, and of gradients' norms."""
-        self.writer = checkpoints.Writer(
-            config["place"], settings.checkpoint.keep, settings.checkpoint.patience.total_seconds()
-        )
-        self.begin = self._resume()
-
-    def _resume(self) -> int:
-        """Take over the newest checkpoint, if there is one; the number of steps made."""
-        from ray.train.collective import broadcast_from_rank_zero
-
-        resumed = checkpoints.newest(self.writer.place) if self.rank == 0 else None
-        chosen = broadcast_from_rank_zero(resumed[0] if resumed else None)
-        if chosen is None:
-            return 0
-        state = resumed[1] if resumed else checkpoints.read(self.writer.place, chosen)
-        self.learner.load_state_dict(state)
-        self.history = state["history"]
-        if self.rank == 0:
-            self.sums += state["sums"].to(self.device)
-        log.info("going on from step %d", state["step"])
-        return int(state["step"])
-
-    def run(self) -> None:
-        """Train until all epochs are done or nothing gets better."""
-        steps = range(self.begin, self.settings.epochs * self.steps_per_epoch)
-        if len(steps) == 0 or _stops(self.history, self.settings.early_stopping):
-            return
-        batches = self.data.training(steps, self.rank, self.world_size, self.device)
-        clock = Clock()
-        for step in steps:
-            with clock.waiting():
-                batch = next(batches)
-            rate = learning_rate(self.settings, step / steps.stop)
-            made = self.learner.step(batch, rate)
-            self.sums += torch.stack([made.loss, made.gradient_norm / self.world_size])
-            clock.samples += self.data.batch_size
-            done = step + 1
-            if done % SHOWN_EVERY == 0 and self.messages is not None:
-                loss, norm = float(made.loss) * self.world_size, float(made.gradient_norm)
-                self._tell(
-                    Message(done, {"loss": loss, "learning_rate": rate, "gradient_norm": norm})
-                )
-            if done % self.steps_per_epoch == 0:
-                self._end_epoch(done, rate, clock)
-                clock = Clock()
-            elif done % (self.settings.checkpoint.every_steps or self.steps_per_epoch) == 0:
-                self._keep(done)
-            if self.after_step is not None:
-                self.after_step(done)
-            if _stops(self.history, self.settings.early_stopping):
-                break
-        batches.close()  # type: ignore[attr-defined]  # and with it its loaders
-        self.writer.finish()
-
-    def _end_epoch(self, step: int, rate: float, clock: "Clock") -> None:
-        """Validate, keep, report."""
-        import ray.train
-
-        loss, norm = self._together(self.sums).tolist()
-        of_epoch: Metrics = {
-            "epoch": float(len(self.history)),
-            "step": float(step),
-            "loss": loss / self.steps_per_epoch,
-            "gradient_norm": norm / self.steps_per_epoch,
-            "learning_rate": rate,
-            **clock.metrics(),
-        }
-        if self.device.type == "cuda":
-            of_epoch["gpu_memory_mb"] = torch.cuda.max_memory_allocated(self.device) / 1e6
-        self._check_finite(loss)
-        sums = validate(
-            self.learner.best_network,
-            self.data.validation(self.rank, self.world_size, self.device),
-            self.settings.build_loss(),
-            THRESHOLDS_MM_H,
-            autocast=self.settings.autocast,
-        )
-        if self.world_size > 1:
-            sums = self._sums_together(sums)
-        of_epoch |= metrics(sums, THRESHOLDS_MM_H)
-        self.history = [*self.history, of_epoch]
-        self.sums.zero_()
-        self._keep(step)
-        self._tell(Message(step, of_epoch, epoch_ends=True))
-        ray.train.report(of_epoch)
-
-    def _keep(self, step: int) -> None:
-        """A checkpoint, by the first worker."""
-        sums = self._together(self.sums)
-        self._check_finite(float(sums[0]))
-        if self.rank != 0:
-            return
-        best = _best(self.history)
-        state = {
-            "step": step,
-            "history": self.history,
-            "sums": sums.cpu(),
-            "identity": _identity(self.data, self.settings),
-            "settings": self.settings.model_dump(mode="json"),
-            "data_version": self.data.version,
-            **self.learner.state_dict(),
-        }
-        self.writer.add(step, state, int(best["step"]) if best else None)
-
-    def _together(self, sums: Tensor) -> Tensor:
-        """The sum over workers."""
-        total = sums.clone()
-        if self.world_size > 1:
-            torch.distributed.all_reduce(total)
-        return total
-
-    def _sums_together(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Sums of all workers; one without samples adds nothing."""
-        everyones: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(everyones, {k: v.cpu() for k, v in sums.items()})
-        some = [of_one for of_one in everyones if of_one]
-        return {name: sum(of_one[name] for of_one in some) for name in some[0]} if some else {}
-
-    def _check_finite(self, loss: float) -> None:
-        if loss - loss != 0:
-            raise SquallError(
-                "training diverged",
-                found=f"a loss of {loss} in epoch {len(self.history)}",
-                expected="a number",
-                remedy="lower train.learning_rate or train.gradient_clip, or let it warm up; the "
-                "checkpoints from before are kept",
-            )
-
-    def _tell(self, message: Message) -> None:
-        """Nobody has to listen: what cannot be told is no reason to stop."""
-        if self.messages is not None:
-            try:
-                self.messages.put_nowait(message)
-            except Exception as error:
-                log.warning("not told: %s", error)
-
-
-class Clock:
-    """How long an epoch takes, and how much of it is waiting for batches."""
-
-    def __init__(self) -> None:
-        self.begun = time.perf_counter()
-        self.waited, self.samples = 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """What is done in this block is waiting."""
-        begun = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - begun
-
-    def metrics(self) -> Metrics:
-        """Samples of all workers a second, and the share of the time that was waited."""
-        taken = time.perf_counter() - self.begun
-        return {"samples_per_second": self.samples / taken, "data_wait": self.waited / taken}
+    rank, queue = context.get_world_rank(), config["messages"]
+    Worker(
+        TrainSettings.model_validate(config["settings"]),
+        config["data"],
+        config["place"],
+        rank=rank,
+        world_size=context.get_world_size(),
+        device=device,
+        weights=config["weights"],
+        tell=queue.put_nowait if queue is not None and rank == 0 else None,
+        report=ray.train.report,
+        after_step=config["after_step"],
+    ).run()
 
 
 @contextlib.contextmanager

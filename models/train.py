@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 
 from models import registry
 from models.data import ArchiveData, TrainingData, steps_per_epoch
-from models.ray_training import Message, fit
+from models.ray_training import fit
 from models.training import TrainSettings
+from models.worker import Message
 from pipelines import storage
 from pipelines.archive import Archive
 from pipelines.errors import SquallError
