@@ -10,9 +10,9 @@ the fractions p of pixels with rain at or above a threshold in the neighbourhood
 
 Missing is not dry, and nothing is assumed beyond the edge: a neighbourhood is the part of its
 window that was observed (and forecast by everyone), and its fraction is that of those pixels.
-Neighbourhoods are counted around such pixels only. Where nothing is missing and no rain is within a
-window's width of an edge this equals what pysteps and `scores` compute; otherwise pysteps takes what
-is missing or beyond the edge to be dry, and `scores` leaves out windows that an edge cuts.
+Neighbourhoods are counted around such pixels only. Where nothing is missing and no rain is within
+a window's width of an edge this equals what pysteps and `scores` compute; otherwise pysteps takes
+what is missing or beyond the edge to be dry, and `scores` leaves out windows that an edge cuts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -26,8 +26,8 @@ def exclusive(
 ) -> Iterator[None]:
     """Hold a store for writing; wait up to `wait_s` seconds for another writer to finish.
 
-    Raises `BusyError` where it does not; `by` says what the other may be doing. Readers take no part
-    in this.
+    Raises `BusyError` where it does not; `by` says what the other may be doing. Readers take no
+    part in this.
     """
     store = storage.local_path(url)
     if store is None:
