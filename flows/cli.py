@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError
 
 from flows.archive_commands import app as archive_app
 from flows.options import Common, overrides_of, settings_of
+from flows.registry_commands import app as registry_app
 from pipelines.errors import SquallError
 
 HELP = """Precipitation nowcasting from radar archives: ingest, train, nowcast, verify.
@@ -34,6 +35,7 @@ them with their values and origins.
 
 app = App(name="squall", help=HELP, help_format="plaintext", version_flags=["--version"])
 app.command(archive_app)
+app.command(registry_app)
 
 
 @app.command

@@ -21,7 +21,8 @@ from pipelines.times import format_duration
 console = Console(highlight=False, soft_wrap=False)
 
 
-def _table(title: str, columns: Iterable[str]) -> Table:
+def titled(title: str, columns: Iterable[str]) -> Table:
+    """An empty table."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column in columns:
         table.add_column(column)
@@ -30,7 +31,7 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 def print_sources(sources: Iterable[Source]) -> None:
     """One row per source."""
-    table = _table("Sources", ("name", "what", "format", "variable", "timestep", "licence", "at"))
+    table = titled("Sources", ("name", "what", "format", "variable", "timestep", "licence", "at"))
     for source in sources:
         timestep = format_duration(source.timestep) if source.timestep else "by product"
         table.add_row(
@@ -48,7 +49,7 @@ def print_sources(sources: Iterable[Source]) -> None:
 def print_models(entries: Iterable[Entry], past: int, lead_times: int) -> None:
     """One row per network and baseline; `models.catalogue.Entry` explains the columns."""
     columns = ("name", "paper", "parameters", "frame", "GFLOP", "training MB")
-    table = _table(f"Models: {past} past frames, {lead_times} lead times", columns)
+    table = titled(f"Models: {past} past frames, {lead_times} lead times", columns)
     table.columns[0].no_wrap = True
     for entry in entries:
         table.add_row(
@@ -68,7 +69,7 @@ def print_models(entries: Iterable[Entry], past: int, lead_times: int) -> None:
 def print_benchmark(result: BenchmarkResult) -> None:
     """Scores averaged over frames, and at the first, middle and last lead time."""
     title = f"Moving MNIST: {result.sequences:,} test sequences"
-    table = _table(title, ("forecaster", "score", "all frames", "1st", "5th", "10th"))
+    table = titled(title, ("forecaster", "score", "all frames", "1st", "5th", "10th"))
     for name, scores in result.scores.items():
         for score, values in scores.items():
             chosen = [sum(values) / len(values), values[0], values[4], values[9]]
@@ -86,7 +87,7 @@ def print_json(entries: Iterable[Entry]) -> None:
 
 def print_settings(settings: Iterable[Setting]) -> None:
     """Effective settings and their origins."""
-    table = _table("Settings", ("setting", "value", "from"))
+    table = titled("Settings", ("setting", "value", "from"))
     for setting in settings:
         value = "–" if setting.value is None else str(setting.value)
         style = "dim" if setting.origin == "default" else ""
@@ -96,7 +97,7 @@ def print_settings(settings: Iterable[Setting]) -> None:
 
 def print_checks(checks: Iterable[Check]) -> None:
     """What the doctor saw."""
-    table = _table("Checks", ("check", "", "found", "remedy"))
+    table = titled("Checks", ("check", "", "found", "remedy"))
     colours = {"ok": "green", "note": "yellow", "fail": "red"}
     for check in checks:
         state = f"[{colours[check.state]}]{check.state}[/]"
@@ -136,12 +137,21 @@ def print_archive(info: ArchiveInfo) -> None:
 
 
 def print_verification(report: VerifyReport) -> None:
-    """The score table, at up to six lead times."""
-    rows = report.table()
+    """The score table, and how much of what it is of."""
+    print_scores(report.table())
+    waiting = f"; {report.waiting} have no later frame yet" if report.waiting else ""
+    console.print(
+        f"{report.verified} forecasts verified{waiting}; all forecasters on the same pixels"
+    )
+    console.print(f"scores: {display(report.sums_url)}", soft_wrap=True)
+
+
+def print_scores(rows: list[dict[str, str]]) -> None:
+    """A score table (`flows.verify.score_table`), at up to six lead times."""
     names = list(rows[0])
     leads = names[2:]
     chosen = [leads[i] for i in sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})]
-    table = _table("Scores by lead time", ())
+    table = titled("Scores by lead time", ())
     table.add_column("score")
     table.add_column("forecaster")
     for lead in chosen:
@@ -153,11 +163,6 @@ def print_verification(report: VerifyReport) -> None:
         cells = [row[lead] for lead in chosen]
         table.add_row(row["score"] if new else "", row["forecaster"], *cells)
     console.print(table)
-    waiting = f"; {report.waiting} have no later frame yet" if report.waiting else ""
-    console.print(
-        f"{report.verified} forecasts verified{waiting}; all forecasters on the same pixels"
-    )
-    console.print(f"scores: {display(report.sums_url)}", soft_wrap=True)
 
 
 def print_demo(report: DemoReport) -> None:

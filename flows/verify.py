@@ -21,7 +21,9 @@ from pipelines.times import format_duration
 from pipelines.workers import run_parallel
 
 TABLE_THRESHOLDS = 3
-"""The score table shows the lowest thresholds; the stored sums have all."""
+TABLE_SCALES = 2
+"""The score table shows the lowest thresholds, and at the lowest one the largest scales; the stored
+sums have all."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class VerifyReport:
     sums_url: str
 
     def table(self) -> list[dict[str, str]]:
-        """CSI at the lowest thresholds, MAE and MSE of each forecaster, by lead time."""
+        """CSI, FSS, MAE and MSE of each forecaster, by lead time."""
         return score_table(self.sums)
 
 
@@ -112,7 +114,14 @@ def score_table(sums: xr.Dataset) -> list[dict[str, str]]:
     groups = {
         f"CSI ≥ {threshold:g} mm/h": values["csi"].sel(threshold=threshold)
         for threshold in values["threshold"].values[:TABLE_THRESHOLDS]
-    } | {"MAE (mm/h)": values["mae"], "MSE (mm²/h²)": values["mse"]}
+    }
+    if "fss" in values:
+        fss = values["fss"].isel(threshold=0)
+        groups |= {
+            f"FSS ≥ {fss['threshold']:g} mm/h, {scale:g} km": fss.sel(scale=scale)
+            for scale in fss["scale"].values[-TABLE_SCALES:]
+        }
+    groups |= {"MAE (mm/h)": values["mae"], "MSE (mm²/h²)": values["mse"]}
     return [
         {"score": title, "forecaster": str(name).partition("/")[0]}
         | {

@@ -1,18 +1,18 @@
 """Verification of what was published: each forecast against what came, beside the baselines."""
 
-from functools import reduce
-from operator import and_
+from typing import Annotated
 
 import pandas as pd
 import xarray as xr
 from pydantic import Field
 
 from models.baselines import build_baseline
-from models.prediction import read_past
+from models.evaluation import forecast_from, observed_after
 from pipelines.archive import Archive
 from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import ensemble_mean, open_forecast
-from pipelines.scores import THRESHOLDS_MM_H, contingency
+from pipelines.fss import SCALES_KM, windows
+from pipelines.scores import THRESHOLDS_MM_H, compare
 from pipelines.section import Section
 from pipelines.times import Duration
 
@@ -22,6 +22,9 @@ class VerifySettings(Section):
 
     thresholds_mm_h: tuple[float, ...] = Field(
         THRESHOLDS_MM_H, min_length=1, description="Rain rates whose exceedance is scored, mm/h."
+    )
+    scales_km: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        SCALES_KM, description="Neighbourhoods of the fractions skill score, km; [] for none."
     )
     baselines: tuple[str, ...] = Field(
         ("persistence", "advection"), description="Forecasters scored beside the published one."
@@ -35,7 +38,7 @@ class VerifySettings(Section):
 def verify_forecast(
     root: str, product: str, archive_url: str, init_time: pd.Timestamp, settings: VerifySettings
 ) -> xr.Dataset | None:
-    """Sums (forecaster, lead_time, threshold) of one published forecast; None if nothing came yet.
+    """Sums (forecaster, lead_time, threshold[, scale]) of one forecast; None if nothing came yet.
 
     An ensemble is scored by its mean. All forecasters are scored on the same pixels: observed, and
     forecast by every one of them. The published one is called by its model's id. Baselines
@@ -44,29 +47,17 @@ def verify_forecast(
     """
     archive = Archive(archive_url)
     published = open_forecast(root, product, init_time).load()
-    lead_times = pd.TimedeltaIndex(published["lead_time"].values)
-    came = archive.usable_times()
-    lead_times = lead_times[(init_time + lead_times).isin(came)]
+    observed = observed_after(archive, init_time, pd.TimedeltaIndex(published["lead_time"].values))
+    lead_times = pd.TimedeltaIndex(observed["lead_time"].values)
     if len(lead_times) == 0:
         return None
-    observed = archive.read_frames(init_time + lead_times).drop_vars("crs")
-    observed = observed.rename(time="lead_time").assign_coords(lead_time=lead_times)
     rain_rate = ensemble_mean(published["rain_rate"].sel(lead_time=lead_times))
     forecasts = {str(published.attrs["model"]): rain_rate}
     for name in settings.baselines:
-        baseline = build_baseline(name)
-        frames = max(baseline.past_frames, 2)
         try:
-            past = read_past(archive, init_time, frames, most_missing=frames - 1)
+            baseline = build_baseline(name)
+            forecasts[name] = forecast_from(archive, baseline, init_time, lead_times)
         except TooFewFramesError:  # its own frame was replaced by a bad one since
             return None
-        forecasts[name] = ensemble_mean(baseline.predict(past.frames, lead_times))
-    fields = {
-        name: forecast.drop_vars(set(forecast.coords) - {"lead_time", "y", "x"})
-        for name, forecast in forecasts.items()
-    }
-    valid = reduce(and_, [field.notnull() for field in fields.values()])
-    sums = [
-        contingency(field, observed, settings.thresholds_mm_h, valid) for field in fields.values()
-    ]
-    return xr.concat(sums, pd.Index(list(fields), name="forecaster", dtype=object))
+    sizes = windows(archive.grid, settings.scales_km)
+    return compare(forecasts, observed, settings.thresholds_mm_h, sizes)

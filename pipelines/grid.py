@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.errors import FrameError
 
 CRS_VARIABLE = "crs"
+KM_A_DEGREE = 111.2
 SAME_WITHIN_M = 1.0
 SAME_WITHIN_DEGREES = 1e-6
 """Two grids whose coordinates differ by no more than this are the same grid."""
@@ -74,6 +75,15 @@ class Grid:
     def pixel(self) -> tuple[float, float]:
         """Width and height of a pixel in metres, or degrees where the grid is geographic."""
         return float(self.x[1] - self.x[0]), float(self.y[0] - self.y[1])
+
+    @property
+    def pixel_km(self) -> tuple[float, float]:
+        """Width and height of a pixel in kilometres, at the middle row of a geographic grid."""
+        dx, dy = self.pixel
+        if not self.is_geographic:
+            return dx / 1000, dy / 1000
+        middle = float(np.cos(np.deg2rad(self.y.mean())))
+        return dx * KM_A_DEGREE * middle, dy * KM_A_DEGREE
 
     def lonlat(
         self, x: NDArray[np.float64], y: NDArray[np.float64]

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +11,9 @@ from pipelines import storage
 from pipelines.archive import USABLE, Archive, Status
 from pipelines.compact import training_url
 from pipelines.grid import Grid
-from pipelines.manifest import ManifestRow, frame_rows, read_manifest
+from pipelines.manifest import ManifestRow, frame_rows, frames_digest, read_manifest
 from pipelines.quality import QualitySettings, sudden_jumps
-from pipelines.times import utc
+from pipelines.times import time_text, utc
 from pipelines.units import SCALE_MM_H
 
 GB = 1e9
@@ -99,3 +100,20 @@ def frame_statistics(frames: dict[str, ManifestRow], grid: Grid) -> pd.DataFrame
             "wet_fraction": table["wet"] / some,
         }
     )
+
+
+def provenance(archive: Archive, times: pd.DatetimeIndex) -> dict[str, Any]:
+    """Which frames of which archive something was made from, ready for JSON.
+
+    `version` changes with the archive's axis, `sha256` with any of the frames from the first to the
+    last of `times` (`pipelines.manifest.frames_digest`).
+    """
+    first, last = time_text(times[0]), time_text(times[-1])
+    return {
+        "url": archive.url,
+        "version": archive.version,
+        "sha256": frames_digest(archive.url, first, last),
+        "first_frame": first,
+        "last_frame": last,
+        "frames": len(times),
+    }

@@ -1,4 +1,4 @@
-"""One writer at a time: ingest, compaction and repair of an archive take turns.
+"""One writer at a time: ingest, compaction and repair of an archive take turns, and promotions.
 
 Locally the lock is the operating system's and goes with the process that held it, however it ended.
 In an object store nothing is locked: there, give the deployments that write one product a
@@ -17,16 +17,19 @@ WAIT_S = 600.0
 
 
 class BusyError(SquallError):
-    """Another process writes the archive."""
+    """Another process writes the same store."""
 
 
 @contextlib.contextmanager
-def exclusive(archive_url: str, wait_s: float = WAIT_S) -> Iterator[None]:
-    """Hold an archive for writing; wait up to `wait_s` seconds for another writer to finish.
+def exclusive(
+    url: str, wait_s: float = WAIT_S, by: str = "ingest, compaction or repair"
+) -> Iterator[None]:
+    """Hold a store for writing; wait up to `wait_s` seconds for another writer to finish.
 
-    Raises `BusyError` where it does not. Readers take no part in this.
+    Raises `BusyError` where it does not; `by` says what the other may be doing. Readers take no
+    part in this.
     """
-    store = storage.local_path(archive_url)
+    store = storage.local_path(url)
     if store is None:
         yield
         return
@@ -36,8 +39,8 @@ def exclusive(archive_url: str, wait_s: float = WAIT_S) -> Iterator[None]:
         lock.acquire(timeout=wait_s)
     except Timeout as error:
         raise BusyError(
-            f"the archive {storage.display(archive_url)} is being written",
-            found=f"another ingest, compaction or repair for more than {wait_s:.0f} s",
+            f"{storage.display(url)} is being written",
+            found=f"another {by} for more than {wait_s:.0f} s",
             expected="one writer at a time",
             remedy="wait for it to end, or end it: what it has committed stays",
         ) from error

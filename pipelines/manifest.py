@@ -3,6 +3,7 @@
 One JSON file a day beside the archive, replaced whole; read it with anything.
 """
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable
@@ -91,3 +92,14 @@ def frame_rows(url: str) -> dict[str, ManifestRow]:
     rows = itertools.groupby(read_manifest(url), key=lambda row: row.valid_time)
     frames = {time: frame_row(list(group)) for time, group in rows}
     return {time: row for time, row in frames.items() if row is not None}
+
+
+def frames_digest(url: str, first: str, last: str) -> str:
+    """A digest (sha256) of what an archive's frames of a period were made from, and how.
+
+    That is their valid times, contents and decoders, as the manifest says them: two archives with
+    the same digest hold the same frames. `first` and `last` are ISO 8601 UTC, both included.
+    """
+    rows = frame_rows(url)
+    facts = [(t, rows[t].sha256, rows[t].decoder) for t in sorted(rows) if first <= t <= last]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

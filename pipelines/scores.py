@@ -8,17 +8,21 @@ Definitions (Wilks 2019, ch. 8; Shi et al. 2015, sec. 4.2), for an event "rain r
 
     CSI = hits / (hits + misses + false alarms)      POD = hits / (hits + misses)
     FAR = false alarms / (hits + false alarms)       MSE, MAE = mean of (F−O)², |F−O|
+    FSS by neighbourhood: see `pipelines.fss`
 
 A score whose denominator is zero is NaN. Only pixels observed and forecast by everyone count.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import and_
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from pipelines import storage
+from pipelines.fss import FRACTION_SUMS, Window, fractions
 from pipelines.times import now, time_text
 
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
@@ -81,8 +85,37 @@ def contingency(
     return dataset[list(SUMS)].transpose(..., "threshold")
 
 
+def compare(
+    forecasts: Mapping[str, xr.DataArray],
+    observed: xr.DataArray,
+    thresholds_mm_h: Iterable[float],
+    windows: Mapping[float, Window],
+) -> xr.Dataset:
+    """Sums (forecaster, …) of forecasts by name, all on the same pixels.
+
+    Those are the ones that were observed and that every one of them forecast. `windows` come from
+    `pipelines.fss.windows`; without any, the sums have no fractions.
+    """
+    thresholds = list(thresholds_mm_h)
+    fields = [
+        forecast.drop_vars(set(forecast.coords) - {"lead_time", "y", "x"})
+        for forecast in forecasts.values()
+    ]
+    valid = reduce(and_, [field.notnull() for field in fields])
+    parts = [contingency(field, observed, thresholds, valid) for field in fields]
+    if windows:
+        parts = [
+            part.merge(fractions(field, observed, thresholds, windows, valid))
+            for part, field in zip(parts, fields, strict=True)
+        ]
+    return xr.concat(parts, pd.Index(list(forecasts), name="forecaster", dtype=object))
+
+
 def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
-    """Add sums up; a lead time or threshold that a part lacks adds nothing there."""
+    """Add sums up; a lead time or threshold that a part lacks adds nothing there.
+
+    Fractions, which sums stored by earlier versions lack, stay only where every part has them.
+    """
     parts = list(parts)
     total = parts[0]
     for part in parts[1:]:
@@ -92,13 +125,16 @@ def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
 
 
 def scores(sums: xr.Dataset) -> xr.Dataset:
-    """CSI, POD, FAR (…, threshold) and MSE (mm²/h²), MAE (mm/h), both (…), from sums."""
+    """CSI, POD, FAR (…, threshold) and MSE (mm²/h²), MAE (mm/h), both (…), from sums.
+
+    FSS (…, threshold, scale) too where the sums have fractions.
+    """
     hits, misses, false_alarms = sums["hits"], sums["misses"], sums["false_alarms"]
 
     def ratio(part: xr.DataArray, whole: xr.DataArray) -> xr.DataArray:
         return part / whole.where(whole > 0)
 
-    return xr.Dataset(
+    result = xr.Dataset(
         {
             "csi": ratio(hits, hits + misses + false_alarms),
             "pod": ratio(hits, hits + misses),
@@ -107,6 +143,9 @@ def scores(sums: xr.Dataset) -> xr.Dataset:
             "mae": ratio(sums["absolute_error"], sums["pixels"]),
         }
     )
+    if FRACTION_SUMS[0] in sums:
+        result["fss"] = 1 - ratio(sums["fraction_error"], sums["fraction_reference"])
+    return result
 
 
 def save_sums(root: str, product: str, sums: xr.Dataset) -> str:

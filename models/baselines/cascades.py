@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 DRY_LIMIT_DBR = -10.0
 """0.1 mm/h: what counts as rain."""
-KM_A_DEGREE = 111.2
 SEED = 2**32
 """Seeds lie below."""
 TOO_LITTLE_RAIN = (ValueError, RuntimeError, IndexError, np.linalg.LinAlgError)
@@ -155,8 +154,6 @@ class STEPS(_Cascade):
     ) -> Fields:
         from pysteps.nowcasts import steps
 
-        grid = Grid.of(past)
-        kilometres = KM_A_DEGREE if grid.is_geographic else 1e-3
         minutes = timestep_of(past) / pd.Timedelta("1min")
         init_time = pd.Timestamp(past["time"].values[-1])
         return _rain_rate(
@@ -166,7 +163,7 @@ class STEPS(_Cascade):
                 timesteps,
                 n_ens_members=self.members,
                 precip_thr=DRY_LIMIT_DBR,
-                kmperpixel=abs(grid.pixel[1]) * kilometres,
+                kmperpixel=Grid.of(past).pixel_km[1],
                 timestep=minutes,
                 seed=int(init_time.timestamp()) % SEED,
             )

@@ -74,6 +74,12 @@ def test_every_archive_command_teaches_with_an_example(squall, command):
     assert "Example:" in text
 
 
+@pytest.mark.parametrize("command", ["list", "show", "promote", "rollback"])
+def test_every_registry_command_teaches_with_an_example(squall, command):
+    text = " ".join(squall("registry", command, "--help").stdout.split())
+    assert f"Example: squall registry {command}" in text
+
+
 def test_an_archive_is_shown_and_exported(squall, archive, root, tmp_path):
     shown = squall("archive", "info", "--root", root, "--product", "test").stdout
     assert "48×48 pixels" in shown

@@ -131,3 +131,12 @@ def test_a_forecast_that_was_never_published_is_an_error(world):
     *_, verify = world
     with pytest.raises(NotFoundError, match="no such forecast"):
         verify()
+
+
+def test_the_fractions_skill_score_is_stored_for_every_scale_and_none_without_scales(world):
+    _, fields, publish_forecast, verify = world
+    publish_forecast(fields[4:7])
+    result = scores(verify(SETTINGS.model_copy(update={"scales_km": (2.0, 6.0)})))
+    assert result["scale"].values.tolist() == [2.0, 6.0]
+    assert (result["fss"].sel(forecaster="net/1") == 1).all()
+    assert "fss" not in scores(verify(SETTINGS.model_copy(update={"scales_km": ()})))

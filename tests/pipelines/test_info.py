@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.compact import compact
-from pipelines.info import summarise
+from pipelines.archive import Archive
+from pipelines.compact import compact, training_url
+from pipelines.info import provenance, summarise
 from pipelines.ingest import IngestSettings, ingest
 from pipelines.quality import QualitySettings
 
@@ -61,3 +62,39 @@ def test_an_empty_archive_says_so(tmp_path, build_archive):
     assert len(info.usable) == 0
     assert np.isnan(info.gb_per_year)
     assert info.suspects.empty
+
+
+def test_provenance_tells_which_frames_and_changes_with_them_alone(url, tmp_path, send, grid):
+    archive = Archive(url)
+    times = archive.usable_times()
+    told = provenance(archive, times)
+    assert (told["frames"], told["first_frame"]) == (7, "2024-06-01T00:00:00Z")
+    assert told["last_frame"] == "2024-06-01T00:30:00Z"
+    assert (told["url"], told["version"]) == (url, archive.version)
+    assert provenance(archive, times)["sha256"] == told["sha256"]
+    assert provenance(archive, times[1:])["sha256"] != told["sha256"]
+
+    compact(url, workers=1)  # the same frames in another layout
+    training = Archive(training_url(url))
+    assert provenance(training, training.usable_times())["sha256"] == told["sha256"]
+
+    settings = IngestSettings(
+        location=str(tmp_path / "radar"), timestep="5min", workers=1, quality=QUALITY
+    )
+    send(tmp_path / "radar", TIMES[7], np.full(grid.shape, 2.0))  # after the window
+    ingest(url, settings)
+    assert provenance(archive, times)["sha256"] == told["sha256"]
+    send(tmp_path / "radar", TIMES[2], np.full(grid.shape, 2.0), name="_corrected", after="20min")
+    ingest(url, settings)
+    assert provenance(archive, times)["sha256"] != told["sha256"]
+
+
+def test_provenance_changes_with_how_frames_were_decoded(url, tmp_path):
+    times = Archive(url).usable_times()
+    told = provenance(Archive(url), times)
+    other = QUALITY.model_copy(update={"largest_mm_h": 50.0})
+    ingest(
+        url,
+        IngestSettings(location=str(tmp_path / "radar"), timestep="5min", workers=1, quality=other),
+    )
+    assert provenance(Archive(url), times)["sha256"] != told["sha256"]

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from pipelines.fss import fractions
 from pipelines.scores import contingency, merge, scores
 from pipelines.units import ZRRelation, rain_rate_from_reflectivity
 
@@ -120,3 +121,55 @@ def test_the_zr_relation_is_that_of_pysteps(a, b):
     expected, _ = conversion.to_rainrate(reflectivity, metadata)
     got = rain_rate_from_reflectivity(reflectivity, ZRRelation("any", a, b))
     np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+@pytest.fixture(scope="module")
+def inland():
+    """Forecast and observed (y, x) with nothing missing and no rain within 8 pixels of an edge."""
+    rng = np.random.default_rng(1)
+    fields = rng.gamma(0.6, 4.0, (2, 48, 56)).round(1)
+    margin = np.zeros((48, 56), bool)
+    margin[8:-8, 8:-8] = True
+    return [xr.DataArray(np.where(margin, field, 0.0), dims=("y", "x")) for field in fields]
+
+
+def fss_of(forecast, observed, size):
+    """Ours, by threshold."""
+    sums = fractions(forecast, observed, THRESHOLDS_MM_H, {1.0: (size, size)}).squeeze("scale")
+    return 1 - sums["fraction_error"] / sums["fraction_reference"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_fss_is_that_of_pysteps_where_rain_keeps_off_the_edges(inland, size):
+    with contextlib.redirect_stdout(io.StringIO()):
+        from pysteps.verification.spatialscores import fss
+    got = fss_of(*inland, size)
+    for threshold in THRESHOLDS_MM_H:
+        expected = fss(*(field.values for field in inland), threshold, size)
+        assert float(got.sel(threshold=threshold)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_fss_is_that_of_the_scores_library_where_rain_keeps_off_the_edges(inland, size):
+    spatial = pytest.importorskip("scores.spatial")
+    got = fss_of(*inland, size)
+    for threshold in THRESHOLDS_MM_H:
+        expected = spatial.fss_2d_single_field(
+            *(field.values for field in inland),
+            event_threshold=threshold,
+            window_size=(size, size),
+        )
+        assert float(got.sel(threshold=threshold)) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_fss_counts_the_pixels_of_windows_cut_by_edges_and_gaps_like_a_plain_loop(fields):
+    forecast, observed = (field.values[0] for field in fields)
+    known = np.isfinite(forecast) & np.isfinite(observed)
+    error = reference = 0.0
+    for y, x in np.argwhere(known):
+        window = np.s_[max(y - 2, 0) : y + 3, max(x - 3, 0) : x + 4]
+        p_f, p_o = ((one[window][known[window]] >= 2.05).mean() for one in (forecast, observed))
+        error, reference = error + (p_f - p_o) ** 2, reference + p_f**2 + p_o**2
+    sums = fractions(*(field[0] for field in fields), [2.05], {1.0: (5, 7)}).squeeze()
+    assert float(sums["fraction_error"]) == pytest.approx(error, rel=1e-12)
+    assert float(sums["fraction_reference"]) == pytest.approx(reference, rel=1e-12)
