@@ -9,8 +9,8 @@ combination       d and s through three convolutions: f
 residuals         what the two encoders saw before each pooling, for the decoder to add: r
 decoder           the content encoder mirrored: unpooling, + r, deconvolutions; tanh
 
-A forecast frame becomes the newest frame for the next lead time. Left out: the adversarial and
-gradient difference losses are a matter of training, not of the network.
+A forecast frame becomes the newest frame for the next lead time. Losses are a matter of training:
+gradient difference is in `models.losses`, the adversarial term in `models.adversary`.
 
 Shapes: B batch, T past frames, L lead times, C channels, H×W pixels; c channels of h×w features.
 """

@@ -1,4 +1,5 @@
-"""One of two gloo workers that train every network with plain DistributedDataParallel.
+"""One of two gloo workers that train every network with plain DistributedDataParallel, and an
+adversary.
 
 Run as ``python -m tests.models.ddp_worker RANK STORE``; raises where a parameter is unused, or
 where the gradient is not the mean of the two workers' own.
@@ -9,8 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from models.adversary import Adversary, joined
 from models.networks import NETWORKS, build_model
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -58,6 +61,29 @@ def train(name: str, config: dict[str, Any], rank: int) -> None:
             )
 
 
+def train_adversary(rank: int) -> None:
+    """The network's term goes past DistributedDataParallel, which would wait for gradients."""
+    torch.manual_seed(rank)  # the first worker's weights are everyone's
+    together, alone = Adversary(3, DistributedDataParallel), Adversary(3).discriminator
+    generator = torch.Generator().manual_seed(1)
+    observed = torch.ones(2, 1, 1, 12, 12, dtype=torch.bool)
+    for _ in range(2):
+        past = torch.rand(2, 2, 2, 1, 12, 12, generator=generator)
+        future, forecast = torch.rand(2, 2, 2, 1, 1, 12, 12, generator=generator)
+        together.term(past[rank], forecast[rank].requires_grad_(), observed).backward()
+        alone.load_state_dict(together.discriminator.state_dict())
+        alone.zero_grad()
+        for worker in range(2):
+            of_observed = alone(joined(past[worker], future[worker], observed))
+            of_forecast = alone(joined(past[worker], forecast[worker].detach(), observed))
+            ((F.softplus(-of_observed) + F.softplus(of_forecast)).mean() / 2).backward()
+        together.learn(past[rank], future[rank], forecast[rank], observed)
+        for got, expected in zip(
+            together.discriminator.parameters(), alone.parameters(), strict=True
+        ):
+            torch.testing.assert_close(got.grad, expected.grad, rtol=1e-3, atol=1e-5)
+
+
 def main(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
@@ -66,6 +92,7 @@ def main(rank: int, store: str) -> None:
         train(name, config, rank)
     for compute in COMPUTES:
         train("convlstm", SMALL["convlstm"] | {"compute": compute}, rank)
+    train_adversary(rank)
     dist.destroy_process_group()
 
 

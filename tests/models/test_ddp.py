@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_workers_train_every_network(tmp_path):
+def test_two_workers_train_every_network_and_an_adversary(tmp_path):
     workers = [
         subprocess.Popen(
             [sys.executable, "-m", "tests.models.ddp_worker", str(rank), str(tmp_path / "store")],

@@ -35,11 +35,15 @@ def test_gradient_difference_by_hand(alpha, vertical, horizontal):
     assert float(loss) == pytest.approx(vertical / 3 + horizontal / 4)
 
 
-def test_gradient_differences_are_of_pairs_that_are_both_observed():
+@pytest.mark.parametrize(
+    ("missing", "vertical", "horizontal"),
+    [((1, 2), (0 + 0.5) / 2, (0.5 + 0.5 + 1) / 3), ((0, 1), (0 + 1) / 2, (1 + 3) / 2)],
+)
+def test_gradient_differences_are_of_pairs_that_are_both_observed(missing, vertical, horizontal):
     observed = everywhere(TARGET)
-    observed[..., 1, 2] = False
+    observed[0, 0, 0][missing] = False
     loss = gradient_difference(PREDICTION, TARGET, observed)
-    assert float(loss) == pytest.approx((0 + 0.5) / 2 + (0.5 + 0.5 + 1) / 3)
+    assert float(loss) == pytest.approx(vertical + horizontal)
 
 
 def test_gradient_difference_does_not_see_an_offset_nor_the_sign_of_a_gradient():

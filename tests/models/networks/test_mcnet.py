@@ -101,9 +101,9 @@ def test_unpooling_puts_each_value_in_the_upper_left_of_four():
 def test_a_forecast_frame_is_the_next_newest_frame_and_counts_as_observed():
     network = small(in_channels=2, out_channels=1)
     past = torch.rand(1, 3, 2, 16, 16)
-    forecast = network(past, 2)
+    forecast = network(past, 3)
     fed_back = torch.cat([forecast[:, :1], torch.ones(1, 1, 1, 16, 16)], dim=2)
-    again = network(torch.cat([past, fed_back], dim=1), 1)
+    again = network(torch.cat([past, fed_back], dim=1), 2)
     torch.testing.assert_close(forecast[:, 1:], again, rtol=1e-4, atol=1e-5)
 
 
