@@ -77,9 +77,10 @@ def train(
     name = settings.train.model or product
     run = settings.train.run or f"{name}-{str(this_flow_run.id)[-12:]}"
     section = settings.train.model_copy(update={"run": run})
-    url = best_for_training(archive_url(root, product))
-    if url != archive_url(root, product):
-        compact_task(archive_url(root, product), progress=progress)
+    live = archive_url(root, product)
+    url = best_for_training(live)
+    if url != live:
+        compact_task(live, progress=progress)
     with shown_progress(root, run, as_bar=progress and submit is not None):
         if submit is None:
             model_id = reported(
