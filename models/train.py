@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -103,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", help="name of the run; the name of an earlier one continues it")
     given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # which the status then says
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     try:
         settings = _settings(given.settings)
