@@ -3,12 +3,16 @@
 Bad input is one line on stderr (found, expected, remedy) and exit code 2.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from flows.archive_commands import app as archive_app
 from flows.options import Common, overrides_of, settings_of
@@ -161,6 +165,8 @@ def train(
     start: str | None = None,
     end: str | None = None,
     epochs: int | None = None,
+    submit: str | None = None,
+    env: Annotated[list[str] | None, Parameter(negative=())] = None,
     common: Common | None = None,
 ) -> None:
     """Train a network on the archive with Ray Train and make it the champion.
@@ -172,12 +178,24 @@ def train(
     start: Learn from frames at or after this time, UTC.
     end: Learn from frames at or before this time, UTC.
     epochs: Passes over train.samples_per_epoch samples.
+    submit: Train as a job of the Ray cluster with this dashboard, http://HEAD:8265, and follow it;
+        Ctrl-C stops it.
+    env: Name of a variable that the job gets from here; repeat it for more. Whoever sees the
+        cluster's jobs sees its value.
     """
     from flows.train import train as flow
     from pipelines.storage import display, join
 
     settings = settings_of(common, train={"start": start, "end": end, "epochs": epochs})
-    model = flow(root=settings.root, product=settings.product, train=settings.train, progress=True)
+    with interrupted_by_sigterm():
+        model = flow(
+            root=settings.root,
+            product=settings.product,
+            train=settings.train,
+            submit=submit,
+            environment=env,
+            progress=True,
+        )
     print(f"model: {display(join(settings.root, 'models', model))}")
 
 
@@ -320,8 +338,18 @@ def doctor(*, common: Common | None = None) -> int:
     return 1 if any(check.state == "fail" for check in checks) else 0
 
 
+@contextlib.contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM is as good as Ctrl-C here: what is under way is stopped in order."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; the process's exit code is 0, 1 (a check failed) or 2 (bad input)."""
+    """Run the command; the exit code is 0, 1 (a check failed), 2 (bad input), 130 (interrupted)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _quiet_environment(verbose="--verbose" in arguments)
     try:

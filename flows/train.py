@@ -1,53 +1,210 @@
-"""The training flow: an archive into a registered model."""
+"""The training flow: an archive into a registered model, here or as a job of a Ray cluster."""
 
-from prefect import flow, task
-from prefect.artifacts import create_table_artifact
+import contextlib
+import contextvars
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import Flow, flow, task
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run as this_flow_run
+from tqdm import tqdm
 
 from flows.archive import compact_task
 from flows.settings import load_settings
-from models.registry import load_model
+from flows.tasks import retrying
+from models import jobs
+from models.registry import CARD
+from models.run_status import RunStatus, read_status, reported
 from models.train import train_model
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.archive import archive_url
-from pipelines.compact import training_url
+from pipelines.compact import best_for_training
+from pipelines.errors import SquallError
+from pipelines.progress import bar
+
+log = logging.getLogger(__name__)
+
+POLL_S = 2.0
 
 train_task = task(name="train model")(train_model)
+submit_task = retrying(jobs.submit, "submit job")
 
 
-@flow(name="train")
+def stop_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Stop the Ray jobs of a flow run that was cancelled, whatever became of its process."""
+    if address := flow_run.parameters.get("submit"):
+        for submission_id in jobs.running(address, flow_run=str(flow_run.id)):
+            jobs.stop(address, submission_id)
+
+
+@flow(name="train", on_cancellation=[stop_jobs])
 def train(
     root: str | None = None,
     product: str | None = None,
     train: TrainSettings | None = None,
+    submit: str | None = None,
+    environment: list[str] | None = None,
     progress: bool = False,
 ) -> str:
     """Train a network on the archive of a product with Ray Train; the new champion's id.
 
     Where the archive has been compacted, the training layout is brought up to date and read.
+    Submitted to a cluster, the training is a Ray job that lives as long as this flow run: a retry
+    of the run finds its job again, cancelling it stops the job.
 
     Parameters
     ----------
     root, product, train : override squall.toml and the environment where given
-    progress : show a bar
+    submit : train on the Ray cluster whose dashboard is at this address, http://HEAD:8265
+    environment : names of further variables that the job gets; the cluster's users can see them
+    progress : show a bar and, of a job, its log
     """
     settings = load_settings(root=root, product=product, train=train)
-    name = settings.train.model or settings.product
-    url = archive_url(settings.root, settings.product)
-    if storage.exists(training_url(url)):
-        compact_task(url, progress=progress)
-        url = training_url(url)
-    model_id = train_task(
-        settings.root,
-        name,
-        url,
-        settings.train,
-        progress=progress,
-    )
-    model = load_model(settings.root, name, model_id.partition("/")[2])
+    root, product = settings.root, settings.product
+    name = settings.train.model or product
+    run = settings.train.run or f"{name}-{str(this_flow_run.id)[-12:]}"
+    section = settings.train.model_copy(update={"run": run})
+    live = archive_url(root, product)
+    url = best_for_training(live)
+    if url != live:
+        compact_task(live, progress=progress)
+    with shown_progress(root, run, as_bar=progress and submit is not None):
+        if submit is None:
+            model_id = reported(
+                root, run, lambda: train_task(root, name, url, section, progress=progress)
+            )
+        else:
+            passed = [*jobs.ENVIRONMENT, *(environment or [])]
+            model_id = train_on_cluster(submit, root, product, section, run, passed, shown=progress)
+    publish_scores(root, model_id)
+    return model_id
+
+
+def train_on_cluster(
+    address: str,
+    root: str,
+    product: str,
+    settings: TrainSettings,
+    run: str,
+    environment: list[str],
+    *,
+    shown: bool,
+) -> str:
+    """Train by a Ray job, its log among this flow run's; the model's id.
+
+    The job ends with whoever waits for it here: interrupted or terminated, this stops it.
+    """
+    logger = get_run_logger()
+
+    def tell(line: str) -> None:
+        logger.info(line)
+        if shown:
+            tqdm.write(line)
+
+    if jobs.is_elsewhere(address, root):
+        tell(f"the root is a folder here; every node of the cluster must see it too: {root}")
+    labels = {"flow_run": str(this_flow_run.id)}
+    job = None
+    try:
+        job = submit_task(
+            address, root, product, settings, run, environment=environment, labels=labels
+        )
+        jobs.follow(address, job, tell, lambda status: tell(f"job {job}: {status}"))
+    except BaseException as error:
+        if not isinstance(error, Exception):  # interrupted, terminated; a failure is to be retried
+            for name in [job] if job else jobs.running(address, **labels):
+                tell(f"stopping job {name}")
+                jobs.stop(address, name)
+                tell(f"job {name}: stopped")
+        raise
+    status = read_status(root, run)
+    if status is None or status.model is None:
+        raise SquallError(
+            "the job trained a model that is not to be seen from here",
+            found=f"nothing of run {run} under {storage.display(root)}",
+            expected="a root that the cluster and this machine share",
+            remedy="use a shared folder or an s3:// URL as root",
+        )
+    return status.model
+
+
+@contextlib.contextmanager
+def shown_progress(root: str, run: str, *, as_bar: bool) -> Iterator[None]:
+    """Publish what a run's status says while it trains, wherever it trains.
+
+    A progress artifact that moves, and a markdown artifact for each new state and epoch.
+    """
+    artifact = cast(UUID, create_progress_artifact(0.0, key="training-progress", description=run))
+    ended = threading.Event()
+    last: list[RunStatus] = []
+
+    def publish() -> None:
+        status = read_status(root, run)
+        if status is None or [status] == last:
+            return
+        news = not last or (status.state, status.epoch) != (last[-1].state, last[-1].epoch)
+        last[:] = [status]
+        update_progress_artifact(artifact, status.percent)
+        if news:
+            create_markdown_artifact(key="training-status", markdown=_markdown(status))
+        if status.steps:
+            shown_bar.total = status.steps
+            shown_bar.set_postfix(status.metrics, refresh=False)
+            shown_bar.update(status.step - shown_bar.n)
+
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            _or_warn(publish)
+
+    with bar(0, "train", "step", shown=as_bar) as shown_bar:
+        # In a copy of this context: artifacts belong to this flow run.
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(poll,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(timeout=60)
+            _or_warn(publish)
+
+
+def _or_warn(publish: Callable[[], None]) -> None:
+    """Progress is for looking at: no failure to show it may end a training."""
+    try:
+        publish()
+    except Exception as error:
+        log.warning("progress was not shown: %s", error)
+
+
+def _markdown(status: RunStatus) -> str:
+    rows = {**asdict(status), **status.metrics}
+    del rows["metrics"]
+    lines = [f"| {name} | {value} |" for name, value in rows.items() if value not in (None, "")]
+    return "\n".join(["| training | |", "| --- | --- |", *lines])
+
+
+def publish_scores(root: str, model_id: str) -> None:
+    """The metrics of a registered version, and its scores where its card has some, as tables."""
+    card = storage.read_json(storage.join(root, "models", model_id, CARD))
     create_table_artifact(
         key="training-metrics",
-        table=[{"model": model_id, **model.metrics}],
+        table=[{"model": model_id, **card["metrics"]}],
         description="Loss per observed pixel, normalised; persistence's on the same samples",
     )
-    return model_id
+    if scores := card.get("scores"):
+        create_table_artifact(
+            key="training-scores", table=scores, description="Scores on the validation sequences"
+        )

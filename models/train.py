@@ -1,16 +1,23 @@
 """From archive to registered model: sequences, samples, Ray Train, registry."""
 
+import argparse
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+from pydantic import ValidationError
 
 from models import registry
 from models.data import ArchiveData, TrainingData, steps_per_epoch
 from models.ray_training import fit
+from models.run_status import reported
 from models.training import TrainSettings
 from models.worker import Message
 from pipelines import storage
-from pipelines.archive import Archive
+from pipelines.archive import Archive, archive_url
+from pipelines.compact import best_for_training
 from pipelines.errors import SquallError
 from pipelines.progress import bar
 from pipelines.samples import build_index, complete_init_times, describe
@@ -145,3 +152,55 @@ def progress_bar(
             shown_bar.update(max(0, message.step - shown_bar.n))
 
         yield show
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """What a Ray job runs: `python -m models.train --root URL --product NAME`.
+
+    Ray gives a job RAY_ADDRESS, so it trains on the cluster that runs it. Prints the name of the
+    run and, at the end, the id of the model. Bad input is one line on stderr and exit code 2.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m models.train",
+        description="Train a network on the archive of a product with Ray Train and make it the "
+        "champion. Inside a Ray job it trains on that cluster.",
+    )
+    parser.add_argument("--root", required=True, help="where archives and models live: a URL")
+    parser.add_argument("--product", required=True, help="which archive")
+    parser.add_argument(
+        "--settings", default="{}", help="JSON of what differs from the defaults of section train"
+    )
+    parser.add_argument("--run", help="name of the run; the name of an earlier one continues it")
+    given = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # which the status then says
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        settings = _settings(given.settings)
+        name = settings.model or given.product
+        run = given.run or settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
+        settings = settings.model_copy(update={"run": run})
+        url = best_for_training(archive_url(given.root, given.product))
+        print(f"run: {run}", flush=True)
+        model = reported(given.root, run, lambda: train_model(given.root, name, url, settings))
+    except SquallError as error:
+        print(f"squall: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"model: {model}")
+
+
+def _settings(text: str) -> TrainSettings:
+    try:
+        return TrainSettings.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(["train", *map(str, first["loc"])])
+        raise SquallError(
+            f"setting {key} does not fit",
+            found=repr(first["input"]),
+            expected=first["msg"].removeprefix("Value error, "),
+            remedy="mend --settings; `squall doctor` lists the settings",
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,12 @@ def training_url(archive_url: str) -> str:
     return storage.normalise(archive_url).removesuffix(".zarr") + ".training.zarr"
 
 
+def best_for_training(archive_url: str) -> str:
+    """The layout of an archive that training reads: the training layout where there is one."""
+    url = training_url(archive_url)
+    return url if storage.exists(url) else archive_url
+
+
 def compact(
     archive_url: str,
     *,

@@ -1,11 +1,20 @@
 """What the tests share: a small synthetic radar with its archive, and builders of tiny stores."""
 
 import os
-from collections.abc import Callable, Mapping
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from hypothesis import settings
@@ -149,3 +158,80 @@ def send(grid: Grid) -> SendFile:
         return path
 
     return put
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Ray cluster of one node that takes jobs: the address of its dashboard, on loopback."""
+    log = tmp_path_factory.mktemp("ray") / "head.log"
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        for _ in range(3):  # Ray gives itself 30 s to start, which a busy machine may not manage
+            ports = free_ports(4)
+            head = start_ray_head(ports, folder, log)
+            if answers(f"http://127.0.0.1:{ports[1]}/api/version", head):
+                break
+            end_process_tree(head)
+        else:
+            raise AssertionError(f"no Ray cluster: {log.read_text()[-2000:]}")
+        try:
+            yield f"http://127.0.0.1:{ports[1]}"
+        finally:
+            end_process_tree(head)
+
+
+def start_ray_head(ports: list[int], folder: str, log: Path) -> subprocess.Popen[bytes]:
+    bin_folder = Path(sys.executable).parent
+    options = {
+        "node-ip-address": "127.0.0.1",
+        "port": ports[0],
+        "dashboard-host": "127.0.0.1",
+        "dashboard-port": ports[1],
+        "dashboard-agent-listen-port": ports[2],
+        "ray-client-server-port": ports[3],
+        "num-cpus": 2,
+        "object-store-memory": 200 * 2**20,
+        "temp-dir": folder,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    with log.open("w") as output:
+        return subprocess.Popen(
+            [str(bin_folder / "ray"), "start", "--head", "--block", *words],
+            cwd=folder,
+            env=os.environ | {"PATH": f"{bin_folder}:{os.environ['PATH']}"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def answers(url: str, server: subprocess.Popen[bytes], within_s: float = 120) -> bool:
+    """Whether a server answers before it dies or the time is over."""
+    end = time.monotonic() + within_s
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return True
+        except OSError:
+            time.sleep(0.5)
+    return False
+
+
+def end_process_tree(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL for whatever of it is left."""
+    try:
+        family = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    process.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    for left in alive:
+        left.kill()
+    process.kill()
+    process.wait()
