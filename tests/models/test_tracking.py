@@ -170,7 +170,7 @@ def test_metrics_have_names_that_mlflow_takes(threshold_mm_h, seconds):
 
 def test_a_metric_is_named_by_threshold_and_lead_time():
     assert csi_name(0.5, pd.Timedelta("30min")) == "csi_0.5mm_h_30min"
-    assert csi_name(10, pd.Timedelta("1h")) == "csi_10mm_h_1h"
+    assert csi_name(10.0, pd.Timedelta("1h")) == "csi_10mm_h_1h"
 
 
 def test_nested_settings_are_flattened_by_dots():
