@@ -210,7 +210,7 @@ def _tuner(
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    class Progress(ray_tune.Callback):  # type: ignore[misc]
+    class Progress(ray_tune.Callback):
         def on_trial_complete(self, *_: Any, **__: Any) -> None:
             shown.update()
 
@@ -289,7 +289,7 @@ def _row(number: int, result: Any, tuning: TuneSettings) -> Row:
     done = epochs == tuning.max_epochs
     return Row(
         number,
-        metrics.get("config", {}),
+        result.config or {},
         "failed" if reason else "finished" if done else "stopped",
         epochs,
         None if reason else metrics.get("loss"),
