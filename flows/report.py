@@ -83,7 +83,7 @@ def print_benchmark(result: BenchmarkResult) -> None:
 def print_tuned(tuned: Tuned, place: str) -> None:
     """Trials, the best first, and how to train with what the best one drew."""
     drawn = list(dict.fromkeys(key for row in tuned.rows for key in row.chosen))
-    columns = ("trial", *drawn, "epochs", "loss", tuned.measure, "seconds", "")
+    columns = ("trial", *drawn, "epochs", "loss", tuned.measure, "seconds", "state")
     table = _table(f"Trials, compared by {tuned.measure} on validation samples", columns)
     for row in tuned.rows:
         table.add_row(
@@ -92,9 +92,12 @@ def print_tuned(tuned: Tuned, place: str) -> None:
             str(row.epochs),
             *("–" if loss is None else f"{loss:.5g}" for loss in (row.loss, row.validation_loss)),
             f"{row.seconds:.0f}",
-            f"{row.state}: {row.reason}" if row.reason else row.state,
+            row.state,
         )
     console.print(table)
+    for row in tuned.rows:
+        if row.reason:
+            print(f"trial {row.trial} failed: {row.reason}")
     if tuned.persistence is not None:
         print(f"persistence: {tuned.persistence:.5g} by {tuned.measure}")
     if tuned.best:

@@ -11,12 +11,13 @@ different scales and are not to be compared.
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from tqdm import tqdm
 
 from models.data import ArchiveData
@@ -206,6 +207,7 @@ def _tuner(
     tuning: TuneSettings,
     shown: tqdm,
 ) -> Any:
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints, whatever `verbose` says
     from ray import tune as ray_tune
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
@@ -215,6 +217,9 @@ def _tuner(
             shown.update()
 
         on_trial_error = on_trial_complete
+
+        def __reduce__(self) -> tuple[Any, ...]:  # Ray keeps a copy, which needs no bar
+            return ray_tune.Callback, ()
 
     def domain(kind: str, values: list[Any]) -> Any:
         if kind == "choice":
@@ -238,10 +243,12 @@ def _tuner(
             num_samples=tuning.samples,
             search_alg=BasicVariantGenerator(random_state=tuning.seed),
             scheduler=ASHAScheduler(
+                time_attr="epochs",
                 max_t=tuning.max_epochs,
                 grace_period=tuning.grace_epochs,
                 reduction_factor=REDUCTION,
             ),
+            trial_dirname_creator=_folder,
         ),
         run_config=ray_tune.RunConfig(
             name=run,
@@ -252,10 +259,17 @@ def _tuner(
     )
 
 
+def _folder(ray_trial: Any) -> str:
+    """Of Ray's logs of a trial: trial-00003."""
+    return f"trial-{ray_trial.trial_id.rpartition('_')[2]}"
+
+
 def _run_trial(
     chosen: dict[str, Any], *, settings: dict[str, Any], tuning: dict[str, Any], data: ArchiveData
 ) -> None:
-    """A trial in its process. What fails is told, not raised: ASHA takes no notice of a NaN."""
+    """A trial in its process. What fails is told, not raised, and after no new epoch, so
+    that ASHA takes no notice of it.
+    """
     from ray import tune as ray_tune
 
     base, tried = TrainSettings.model_validate(settings), TuneSettings.model_validate(tuning)
@@ -270,10 +284,13 @@ def _run_trial(
     try:
         trial(trial_settings(base, chosen, tried.max_epochs), data, measure, report)
     except Exception as error:
-        reason = (
-            str(error) if isinstance(error, SquallError) else f"{type(error).__name__}: {error}"
-        )
-        ray_tune.report({MEASURE: math.nan, "epochs": epochs, "reason": " ".join(reason.split())})
+        ray_tune.report({MEASURE: math.nan, "epochs": epochs, "reason": _reason(error)})
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        return error.errors()[0]["msg"].removeprefix("Value error, ")
+    return str(error) if isinstance(error, SquallError) else f"{type(error).__name__}: {error}"
 
 
 def _metrics(result: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_what_cannot_be_drawn_is_an_error(key, drawn):
 
 @pytest.mark.parametrize("key", ["learning_rat", "crop", "normalisation", "workers"])
 def test_what_no_trial_may_choose_is_an_error(key):
-    with pytest.raises(ValueError, match="unknown setting to tune.*learning_rate"):
+    with pytest.raises(ValueError, match=r"unknown setting to tune.*learning_rate"):
         TuneSettings(space={key: {"choice": [1]}})
 
 
@@ -124,7 +124,7 @@ def test_a_trial_whose_loss_is_no_number_says_so(data):
 
 
 def test_an_archive_without_validation_compares_no_trials(archive):
-    with pytest.raises(SquallError, match="raise train.validation_fraction"):
+    with pytest.raises(SquallError, match=r"raise train.validation_fraction"):
         archive_data(archive.url, BASE.model_copy(update={"validation_fraction": 0.0}))
 
 
@@ -151,7 +151,7 @@ def test_absurd_learning_rates_lose_and_combinations_that_cannot_be_are_rows(arc
         samples=4,
         max_epochs=2,
         grace_epochs=1,
-        seed=1,
+        seed=2,
         measure="mse",
         space={
             "learning_rate": {"choice": [0.01, 1e30]},
