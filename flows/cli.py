@@ -200,6 +200,38 @@ def train(
 
 
 @app.command
+def tune(
+    *,
+    samples: int | None = None,
+    epochs: int | None = None,
+    space: str | None = None,
+    json: bool = False,
+    common: Common | None = None,
+) -> int:
+    """Try many settings of training for a few epochs with Ray Tune, and say which are best.
+
+    Example: squall tune --product knmi --space '{"learning_rate": {"loguniform": [1e-4, 1e-2]}}'
+
+    Parameters
+    ----------
+    samples: Trials: settings drawn from the space.
+    epochs: Epochs of a trial that is not stopped; the worse half stops at tune.grace_epochs.
+    space: Settings of section train as JSON, each with choice, uniform, loguniform or integers.
+    json: Print JSON.
+    """
+    from flows.report import print_json, print_tuned
+    from flows.settings import parse_assignments
+    from flows.tune import tune_product
+    from pipelines.storage import display
+
+    given = parse_assignments([f"tune.space={space}"])["tune"] if space else {}
+    options = {"samples": samples, "max_epochs": epochs, **given}
+    tuned, url = tune_product(settings_of(common, tune=options), progress=True)
+    print_json(tuned) if json else print_tuned(tuned, display(url))
+    return 0 if tuned.best else 1
+
+
+@app.command
 def moving_mnist(
     folder: str,
     *,

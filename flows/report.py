@@ -13,6 +13,7 @@ from flows.settings import Setting
 from flows.verify import VerifyReport
 from models.catalogue import Entry
 from models.moving_mnist_benchmark import BenchmarkResult
+from models.tune import Tuned, plain
 from pipelines.info import ArchiveInfo
 from pipelines.sources import Source
 from pipelines.storage import display
@@ -80,9 +81,39 @@ def print_benchmark(result: BenchmarkResult) -> None:
     print("MSE 29.80, MAE 90.64, SSIM 0.9288.")
 
 
-def print_json(entries: Iterable[Entry]) -> None:
-    """The same for programs: FLOPs and bytes."""
-    print(json.dumps([asdict(entry) for entry in entries], indent=2))
+def print_tuned(tuned: Tuned, place: str) -> None:
+    """Trials, the best first, and how to train with what the best one drew."""
+    drawn = list(dict.fromkeys(key for row in tuned.rows for key in row.chosen))
+    columns = ("trial", *drawn, "epochs", "loss", tuned.measure, "seconds", "state")
+    table = _table(f"Trials, compared by {tuned.measure} on validation samples", columns)
+    for row in tuned.rows:
+        table.add_row(
+            str(row.trial),
+            *(plain(_rounded(row.chosen.get(key))) for key in drawn),
+            str(row.epochs),
+            *("–" if loss is None else f"{loss:.5g}" for loss in (row.loss, row.validation_loss)),
+            f"{row.seconds:.0f}",
+            row.state,
+        )
+    console.print(table)
+    for row in tuned.rows:
+        if row.reason:
+            print(f"trial {row.trial} failed: {row.reason}")
+    if tuned.persistence is not None:
+        print(f"persistence: {tuned.persistence:.5g} by {tuned.measure}")
+    if tuned.best:
+        print(f"squall train {tuned.best.arguments()}")
+    print(f"trials: {place}")
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.3g}") if isinstance(value, float) else value
+
+
+def print_json(entries: Iterable[Entry] | Tuned) -> None:
+    """The same for programs: of models in FLOPs and bytes."""
+    rows = asdict(entries) if isinstance(entries, Tuned) else [asdict(entry) for entry in entries]
+    print(json.dumps(rows, indent=2))
 
 
 def print_settings(settings: Iterable[Setting]) -> None:

@@ -24,6 +24,7 @@ from pydantic_settings import SettingsError as SourceError
 
 from models.prediction import NowcastSettings
 from models.training import TrainSettings
+from models.tune import TuneSettings
 from models.verification import VerifySettings
 from pipelines.errors import SquallError
 from pipelines.ingest import IngestSettings
@@ -54,6 +55,7 @@ class Settings(BaseSettings):
     )
     ingest: IngestSettings = IngestSettings()
     train: TrainSettings = TrainSettings()
+    tune: TuneSettings = TuneSettings()
     nowcast: NowcastSettings = NowcastSettings()
     verify: VerifySettings = VerifySettings()
 
@@ -80,15 +82,16 @@ def load_settings(defaults: Mapping[str, Any] | None = None, **overrides: Any) -
     """
     given = _given(overrides)
     valid = keys()
-    for name in _flat(given):
+    toml = _flat(toml_settings(), leaves=valid)
+    for name in _flat(given, leaves=valid):
         _check(name, valid, "setting", str)
-    for name in _flat(toml_settings()):
+    for name in toml:
         _check(name, valid, f"key in {TOML}", str)
     for name in environment():
         _check(name, valid, "environment variable", environment_name)
     _check_prefixes()
-    set_by_user = {*_flat(given), *_flat(toml_settings()), *environment()}
-    for key, value in _flat(dict(defaults or {})).items():
+    set_by_user = {*_flat(given, leaves=valid), *toml, *environment()}
+    for key, value in _flat(dict(defaults or {}), leaves=valid).items():
         if key not in set_by_user:
             given = merged(given, nested(key, value))
     try:
@@ -131,9 +134,10 @@ class Setting:
 
 def explain(settings: Settings, overrides: Mapping[str, Any] | None = None) -> list[Setting]:
     """Every effective setting with its origin: command line, a variable, squall.toml or default."""
-    given = _flat(_given(dict(overrides or {})))
-    env, toml = environment(), _flat(toml_settings())
-    values = _flat(settings.model_dump(mode="json"), leaves=keys())
+    valid = keys()
+    given = _flat(_given(dict(overrides or {})), leaves=valid)
+    env, toml = environment(), _flat(toml_settings(), leaves=valid)
+    values = _flat(settings.model_dump(mode="json"), leaves=valid)
 
     def origin(key: str) -> str:
         if key in given:
@@ -145,7 +149,7 @@ def explain(settings: Settings, overrides: Mapping[str, Any] | None = None) -> l
                 return environment_name(name)
         return TOML if key in toml else "default"
 
-    return [Setting(key, values[key], origin(key)) for key in keys()]
+    return [Setting(key, values[key], origin(key)) for key in valid]
 
 
 def keys(model: type[BaseModel] = Settings, prefix: str = "") -> list[str]:

@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, Colormap, ListedColormap
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from pipelines.grid import Grid
 from pipelines.times import format_duration
@@ -47,7 +48,7 @@ def forecast_picture(
     grid = Grid.of(forecast)
     init_time = pd.Timestamp(forecast["init_time"].item())
     lead_times = pd.TimedeltaIndex(forecast["lead_time"].values)
-    chosen = lead_times[np.unique(np.linspace(0, len(lead_times) - 1, columns).round().astype(int))]
+    chosen = lead_times[_spread(len(lead_times), columns)]
     window = _window(forecast, grid)
     west, east, south, north = window
     height = 2 * 2.9 * (north - south) / (east - west) + 1.2
@@ -71,6 +72,41 @@ def forecast_picture(
     figure.suptitle(title, fontsize=12)
     _colour_bar(figure, list(axes.ravel()))
     return _png(figure)
+
+
+def sequence_picture(
+    forecast: NDArray[np.floating],
+    observed: NDArray[np.floating],
+    lead_times: pd.TimedeltaIndex,
+    title: str,
+    columns: int = COLUMNS,
+) -> bytes:
+    """Observed above, forecast below, as `forecast_picture` has it, of a crop without a place.
+
+    Parameters
+    ----------
+    forecast, observed : (lead_time, y, x) mm/h, NaN where not observed; north is up
+    """
+    chosen = _spread(len(lead_times), columns)
+    rows, width = observed.shape[1:]
+    size = 2.4 * len(chosen) + 1.5, 2 * 2.4 * rows / width + 0.9
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(2, len(chosen), squeeze=False)
+    for row, name, frames in zip(axes, ("observed", "forecast"), (observed, forecast), strict=True):
+        row[0].set_ylabel(name, fontsize=10)
+        for axis, number in zip(row, chosen, strict=True):
+            _show(axis, frames[number])
+            axis.set(xticks=[], yticks=[])
+    for axis, number in zip(axes[0], chosen, strict=True):
+        axis.set_title(f"+{format_duration(lead_times[number])}", fontsize=10)
+    figure.suptitle(title, fontsize=12)
+    _colour_bar(figure, list(axes.ravel()))
+    return _png(figure)
+
+
+def _spread(count: int, columns: int) -> NDArray[np.int64]:
+    """Up to `columns` of `count` numbers, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, columns).round().astype(int))
 
 
 Window = tuple[float, float, float, float]
@@ -97,15 +133,8 @@ def _draw(axes: Axes, frame: xr.DataArray, grid: Grid, window: Window) -> None:
     dx, dy = (size / unit for size in grid.pixel)
     x, y = grid.x / unit, grid.y / unit
     extent = (x[0] - dx / 2, x[-1] + dx / 2, y[-1] - dy / 2, y[0] + dy / 2)
-    colours, norm = _colours()
     axes.set_facecolor(NOT_OBSERVED)
-    axes.imshow(
-        np.ma.masked_invalid(frame.transpose("y", "x").values),
-        extent=extent,
-        cmap=colours,
-        norm=norm,
-        interpolation="nearest",
-    )
+    _show(axes, frame.transpose("y", "x").values, extent)
     west, east, south, north = window
     x, y = np.linspace(west, east, 60), np.linspace(south, north, 60)
     lon, lat = grid.lonlat(*np.meshgrid(x * unit, y * unit))
@@ -118,6 +147,18 @@ def _draw(axes: Axes, frame: xr.DataArray, grid: Grid, window: Window) -> None:
     axes.set_aspect("equal")
     axes.set_xlim(west, east)
     axes.set_ylim(south, north)
+
+
+def _show(axes: Axes, values: NDArray[np.floating], extent: Window | None = None) -> None:
+    """Rain rate (y, x) in its colours."""
+    colours, norm = _colours()
+    axes.imshow(
+        np.ma.masked_invalid(values),
+        extent=extent,
+        cmap=colours,
+        norm=norm,
+        interpolation="nearest",
+    )
 
 
 def _graticule_spacing(span: float) -> float:

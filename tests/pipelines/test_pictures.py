@@ -1,11 +1,21 @@
 """Pictures: a PNG for any sky."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from pipelines.pictures import forecast_picture, frame_picture
+from pipelines.pictures import (
+    COLOURS,
+    NOT_OBSERVED,
+    forecast_picture,
+    frame_picture,
+    sequence_picture,
+)
 
 LEAD_TIMES = pd.timedelta_range("5min", periods=3, freq="5min")
 SKIES = {"rain": 5.0, "dry": 0.0, "nothing seen": np.nan}
@@ -34,3 +44,20 @@ def test_a_forecast_becomes_a_picture_before_and_after_it_was_observed(grid, sky
     forecast = forecast_of(SKIES[sky], grid)
     width, height = size_of(forecast_picture(forecast, forecast[:came], "title", columns=2))
     assert min(width, height) > 300
+
+
+def share_of(colour, png):
+    pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) / 255
+    return np.isclose(pixels, to_rgb(colour), atol=0.01).all(-1).mean()
+
+
+@pytest.mark.parametrize("lead_times", [1, 3, 12])
+def test_a_sequence_without_a_place_shows_what_was_observed_and_what_was_forecast(lead_times):
+    times = pd.timedelta_range("5min", periods=lead_times, freq="5min")
+    light, heavy, unseen = (np.full((lead_times, 8, 8), rain) for rain in (0.15, 60.0, np.nan))
+    assert min(size_of(sequence_picture(heavy, light, times, "title"))) > 300
+    both = sequence_picture(heavy, light, times, "title")
+    neither = sequence_picture(unseen, unseen, times, "title")
+    for colour in (COLOURS[0], COLOURS[-1]):
+        assert share_of(colour, both) > 10 * share_of(colour, neither) > 0
+    assert share_of(NOT_OBSERVED, neither) > 0.2 > 0.02 > share_of(NOT_OBSERVED, both)
