@@ -66,7 +66,7 @@ def print_version(root: str, card: Card) -> None:
         "model": card.id,
         "champion": ("now; " if facts["champion"] else "")
         + (f"since {', '.join(facts['champion_since'])}" if facts["champion_since"] else "never"),
-        "made": f"{card.created} by Squall {card.squall or '–'}, commit {card.commit or '–'}",
+        "made": " ".join([card.created, "by", *(f"{of} {v}" for of, v in card.code.items())]),
         "trained on from": card.parent or "nothing",
         "weights": f"{card.parameters:,} parameters, sha256 {card.weights_sha256}",
         "input": f"{card.past_frames} past frames, {card.timestep_seconds:g} s apart, "

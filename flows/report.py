@@ -85,7 +85,7 @@ def print_tuned(tuned: Tuned, place: str) -> None:
     """Trials, the best first, and how to train with what the best one drew."""
     drawn = list(dict.fromkeys(key for row in tuned.rows for key in row.chosen))
     columns = ("trial", *drawn, "epochs", "loss", tuned.measure, "seconds", "state")
-    table = _table(f"Trials, compared by {tuned.measure} on validation samples", columns)
+    table = titled(f"Trials, compared by {tuned.measure} on validation samples", columns)
     for row in tuned.rows:
         table.add_row(
             str(row.trial),

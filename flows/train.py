@@ -24,8 +24,9 @@ from tqdm import tqdm
 from flows.archive import compact_task
 from flows.settings import load_settings
 from flows.tasks import retrying
+from flows.verify import score_table
 from models import jobs
-from models.registry import CARD
+from models.card import read_card, read_scores
 from models.run_status import RunStatus, read_status, reported
 from models.train import train_model
 from models.training import TrainSettings
@@ -198,13 +199,17 @@ def _markdown(status: RunStatus) -> str:
 
 def publish_scores(root: str, model_id: str) -> None:
     """The metrics of a registered version, and its scores where its card has some, as tables."""
-    card = storage.read_json(storage.join(root, "models", model_id, CARD))
+    name, _, version = model_id.partition("/")
+    card = read_card(root, name, version)
     create_table_artifact(
         key="training-metrics",
-        table=[{"model": model_id, **card["metrics"]}],
+        table=[{"model": model_id, **card.metrics}],
         description="Loss per observed pixel, normalised; persistence's on the same samples",
     )
-    if scores := card.get("scores"):
+    sums = read_scores(root, name, version)
+    if sums is not None:
         create_table_artifact(
-            key="training-scores", table=scores, description="Scores on the validation sequences"
+            key="training-scores",
+            table=score_table(sums),
+            description=f"{sums.attrs.get('events')} validation events, same pixels for all",
         )

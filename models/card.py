@@ -1,11 +1,7 @@
 """A model version's card (`model.json`) and its scores (`scores.json`): all that is known of it."""
 
-import importlib.metadata
 import json
-import shutil
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +15,6 @@ from pipelines.errors import NotFoundError, SquallError
 from pipelines.scores import scores
 
 WEIGHTS, CARD, SCORES = "weights.safetensors", "model.json", "scores.json"
-CHECKOUT = Path(__file__).parents[1]
 
 
 class Card(BaseModel):
@@ -35,7 +30,7 @@ class Card(BaseModel):
     settings : a `models.training.TrainSettings`
     normalisation : the scale on which it learnt rain rate
     parent : id of the model that it was trained on from
-    squall, commit : the version that made it, and where that was a checkout, its commit
+    code : the versions that made it: see `models.code_version`
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,8 +49,7 @@ class Card(BaseModel):
     settings: dict[str, Any]
     normalisation: str | None = None
     parent: str | None = None
-    squall: str | None = None
-    commit: str | None = None
+    code: dict[str, str] = {}
 
     @property
     def id(self) -> str:
@@ -153,13 +147,3 @@ def _headline(title: str, score: xr.DataArray, name: str) -> Headline:
     own = known.pop(name, None)
     best = max(known, key=known.__getitem__, default=None)
     return Headline(title, own, best, None if best is None else known[best])
-
-
-def made_by() -> dict[str, str | None]:
-    """This Squall's version, and the commit of the checkout that it runs from, if it does."""
-    commit = None
-    if (CHECKOUT / ".git").exists() and shutil.which("git"):
-        command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty", "--exclude=*"]
-        run = subprocess.run([*command, "--abbrev=40"], capture_output=True, text=True, check=False)
-        commit = run.stdout.strip() or None
-    return {"squall": importlib.metadata.version("squall"), "commit": commit}

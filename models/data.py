@@ -129,6 +129,8 @@ class TrainingData(Protocol):
     in_channels : channels of a past frame
     samples_per_epoch, batch_size : samples of an epoch and of a step, of all workers together
     version : what the samples are made from, as a hash or a name
+    past_frames : of a sequence, up to its init_time
+    leads : how each lead time is called, such as 15min
     """
 
     @property
@@ -139,6 +141,10 @@ class TrainingData(Protocol):
     def batch_size(self) -> int: ...  # noqa: D102
     @property
     def version(self) -> str: ...  # noqa: D102
+    @property
+    def past_frames(self) -> int: ...  # noqa: D102
+    @property
+    def leads(self) -> tuple[str, ...]: ...  # noqa: D102
 
     def training(
         self, steps: range, rank: int, world_size: int, device: torch.device = CPU
@@ -178,7 +184,13 @@ class ArchiveData:
     validation_samples: int = 64
     loaders: int = 0
     version: str = ""
+    leads: tuple[str, ...] = ()
     in_channels: int = INPUT_CHANNELS
+
+    @property
+    def past_frames(self) -> int:
+        """See `TrainingData`."""
+        return self.training_index.shape.past
 
     def training(
         self, steps: range, rank: int, world_size: int, device: torch.device = CPU
@@ -215,5 +227,4 @@ class ArchiveData:
             yield self._batch_of(sequences, weight.to(device))
 
     def _batch_of(self, sequences: Tensor, weight: Tensor | None = None) -> Batch:
-        past = self.training_index.shape.past
-        return batch_of(sequences, past, RainNormalisation(self.normalisation), weight)
+        return batch_of(sequences, self.past_frames, RainNormalisation(self.normalisation), weight)

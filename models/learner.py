@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from models.adversary import Adversary
 from models.data import Batch
 from models.training import TrainSettings
 
@@ -68,11 +69,13 @@ class Learner:
     ----------
     network : on its device
     world_size : workers that learn together; with more than one, `torch.distributed` is set up
+    adversary : learns beside it, where `settings.adversarial` says so
 
     Attributes
     ----------
     network : the network itself; its parameters are what is learnt
     average : the moving average of it; None where there is none
+    loss : what it learns by
     """
 
     def __init__(
@@ -80,8 +83,10 @@ class Learner:
         settings: TrainSettings,
         network: nn.Module,
         world_size: int = 1,
+        adversary: Adversary | None = None,
     ) -> None:
         self.settings, self.network, self.world_size = settings, network, world_size
+        self.adversary = adversary
         self._wrapped = DistributedDataParallel(network) if world_size > 1 else network
         self.optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
         self.average = (
@@ -89,7 +94,7 @@ class Learner:
             if settings.average
             else None
         )
-        self._loss = settings.build_loss()
+        self.loss = settings.build_loss()
 
     @property
     def best_network(self) -> nn.Module:
@@ -106,7 +111,7 @@ class Learner:
         self._wrapped.train()
         self.optimiser.zero_grad(set_to_none=True)
         pieces = batch.split(self.settings.accumulate)
-        counts = torch.stack([self._loss.counts(piece.observed) for piece in pieces])
+        counts = torch.stack([self.loss.counts(piece.observed) for piece in pieces])
         total = counts.sum(0)
         if self.world_size > 1:
             torch.distributed.all_reduce(total)
@@ -127,7 +132,15 @@ class Learner:
         """The loss of a piece, as its share of the whole batch's."""
         with torch.autocast(piece.past.device.type, torch.bfloat16, enabled=self.settings.autocast):
             output = self._wrapped(piece.past, piece.future.shape[1])
-        return self._loss(output.to(piece.future.dtype), piece.future, piece.observed, share)
+        output = output.to(piece.future.dtype)
+        loss = self.loss(output, piece.future, piece.observed, share)
+        if self.adversary is None:
+            return loss
+        rain = self.loss.to_rain(output)
+        self.adversary.learn(piece.past, piece.future, rain, piece.observed)
+        term = self.adversary.term(piece.past, rain, piece.observed)
+        of_batch = len(piece.past) / self.settings.batch_size
+        return loss + self.settings.adversarial * of_batch * term
 
     def _together(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged with the last piece only."""
@@ -142,6 +155,7 @@ class Learner:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "adversary": None if self.adversary is None else self.adversary.state_dict(),
             "rng": torch.get_rng_state(),
             "rng_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
@@ -160,6 +174,8 @@ class Learner:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
         torch.set_rng_state(state["rng"].cpu())
         device = next(self.network.parameters()).device
         if state["rng_cuda"] is not None and device.type == "cuda":

@@ -125,6 +125,8 @@ class MovingMNISTData:
     batch_size: int
     seed: int
     in_channels: int = 1
+    past_frames: int = PAST
+    leads: tuple[str, ...] = tuple(f"frame {k}" for k in range(1, FUTURE + 1))
 
     @cached_property
     def _training_images(self) -> UInt8[np.ndarray, "image y x"]:

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from models import registry
 from models.data import Batch
+from models.following import following
 from models.losses.structure import ssim
 from models.moving_mnist import PAST, MovingMNISTData
 from models.ray_training import fit
-from models.train import progress_bar
 from models.training import TrainSettings
 from pipelines import storage
 from pipelines.progress import bar
@@ -63,12 +63,14 @@ def run(
     size = settings.samples_per_epoch, settings.batch_size, settings.seed
     data = MovingMNISTData(folder, *size)
     next(data.test(1)), next(data.validation(0, 1))  # both files are there, before Ray starts
-    with progress_bar(data, settings, progress) as on_message:
+    run_name = settings.run or f"{NAME}-{now():%Y%m%dT%H%M%SZ}"
+    facts = {"archive": {"url": folder}}
+    with following(root, run_name, NAME, data, settings, facts, progress=progress) as on_message:
         trained = fit(
             data,
             settings,
             storage_url=storage.join(root, "runs"),
-            run_name=settings.run or f"{NAME}-{now():%Y%m%dT%H%M%SZ}",
+            run_name=run_name,
             on_message=on_message,
         )
     version = registry.save_model(

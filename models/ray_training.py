@@ -121,7 +121,7 @@ def fit(
                     run_config=RunConfig(
                         name="ray",
                         failure_config=FailureConfig(max_failures=settings.max_failures),
-                        **_ray_storage(storage.join(storage_url, run_name)),
+                        **ray_storage(storage.join(storage_url, run_name)),
                     ),
                 ).fit()
             except WorkerGroupError as error:
@@ -140,7 +140,7 @@ def _cause(error: Any) -> Exception:
     return error
 
 
-def _ray_storage(url: str) -> dict[str, Any]:
+def ray_storage(url: str) -> dict[str, Any]:
     """An fsspec URL as Ray Train takes it: a path without a scheme, and its file system."""
     path = storage.local_path(url)
     if path is not None:

@@ -23,7 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from models.card import CARD, WEIGHTS, Card, made_by, read_card, version_url, write_scores
+from models.card import CARD, WEIGHTS, Card, read_card, version_url, write_scores
+from models.code_version import code_version
 from models.data import INPUT_CHANNELS
 from models.training import TrainSettings
 from pipelines import storage
@@ -103,7 +104,7 @@ def save_model(
         settings=settings.model_dump(mode="json"),
         normalisation=settings.normalisation,
         parent=parent,
-        **made_by(),
+        code=code_version(),
     )
     storage.write_bytes(version_url(root, name, version, WEIGHTS), content)
     if scores is not None:

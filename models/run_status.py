@@ -82,12 +82,18 @@ def reported(root: str, run: str, train: Callable[[], str]) -> str:
         model = train()
     except BaseException as error:
         reason = str(error) if isinstance(error, SquallError) else repr(error)
-        _end(root, run, state="failed", error=reason if isinstance(error, Exception) else "stopped")
+        reason = reason if isinstance(error, Exception) else "stopped"
+        _change(root, run, state="failed", error=reason)
         raise
-    _end(root, run, state="done", model=model)
+    _change(root, run, state="done", model=model)
     return model
 
 
-def _end(root: str, run: str, **changes: object) -> None:
+def mark(root: str, run: str, state: State) -> None:
+    """Only the state is another one."""
+    _change(root, run, state=state)
+
+
+def _change(root: str, run: str, **changes: object) -> None:
     last = read_status(root, run) or RunStatus(run, "starting")
     write_status(root, run, replace(last, **changes))  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from pipelines.errors import NotFoundError, SquallError
 
 Metrics = dict[str, float]
 FREE = {
+    "baselines",
     "checkpoint",
     "early_stopping",
     "epochs",
@@ -25,6 +26,8 @@ FREE = {
     "model",
     "ray_address",
     "run",
+    "score_events",
+    "tracking",
     "workers",
 }
 """Settings with which a run may go on that was begun with others."""

@@ -2,35 +2,30 @@
 
     tracker = open_tracker(None, None, root, "knmi", run)
     tracker.settings({"train": settings.model_dump(mode="json"), "code": code_version()})
-    tracker.metrics(40, {"loss": 0.02, csi_name(0.5, lead_time): 0.61})
+    tracker.metrics(40, {"loss": 0.02, "learning_rate": 1e-3})
     tracker.end()
 
 A tracker works on a thread of its own, and a store that fails costs what was to be told and a
 warning: training neither waits nor stops for it.
 """
 
-import importlib.metadata
 import importlib.util
 import io
 import json
 import logging
 import os
 import queue
-import subprocess
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from pipelines import storage
 from pipelines.errors import SquallError
-from pipelines.times import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -110,39 +105,6 @@ def open_tracker(
         folder.mkdir(parents=True, exist_ok=True)
     artifacts = None if store.startswith("http") else storage.join(root, "mlflow-artifacts")
     return Sheltered(store, lambda: MLflowTracker(store, artifacts, experiment, run))
-
-
-def csi_name(threshold_mm_h: float, lead_time: pd.Timedelta) -> str:
-    """The metric of a critical success index.
-
-    >>> csi_name(0.5, pd.Timedelta("30min"))
-    'csi_0.5mm_h_30min'
-    """
-    return f"csi_{threshold_mm_h:g}mm_h_{format_duration(lead_time)}"
-
-
-def code_version() -> dict[str, str]:
-    """The versions of Squall, torch and Ray; in a checkout its commit, and whether it was changed.
-
-    Ask where a run is started: workers on other machines may have the files without their history.
-    """
-    versions = {name: importlib.metadata.version(name) for name in ("squall", "torch", "ray")}
-    checkout = Path(__file__).parents[1]
-    if not (checkout / ".git").exists():
-        return versions
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(checkout), *words]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=30
-        ).stdout.strip()
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "-uno")
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("the commit of %s is not known: %s", checkout, error)
-        return versions
-    return versions | {"commit": commit, "dirty": "true" if changes else "false"}
 
 
 class NoTracker:

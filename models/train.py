@@ -1,28 +1,33 @@
-"""From archive to registered model: sequences, samples, Ray Train, registry."""
+"""From archive to registered model: samples, Ray Train, scores, registry."""
 
 import argparse
-import contextlib
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+import pandas as pd
+import xarray as xr
 from pydantic import ValidationError
 
 from models import registry
-from models.data import ArchiveData, TrainingData, steps_per_epoch
+from models.baselines import build_baseline
+from models.evaluation import evaluate_forecasters, spread
+from models.fine_tuning import fine_tuned
+from models.following import following
+from models.prediction import NetworkForecaster
+from models.preparation import Prepared, prepare
 from models.ray_training import fit
-from models.run_status import reported
+from models.run_status import mark, reported
+from models.runs import Trained
 from models.training import TrainSettings
-from models.worker import Message
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
 from pipelines.compact import best_for_training
-from pipelines.errors import SquallError
-from pipelines.progress import bar
-from pipelines.samples import build_index, complete_init_times, describe
-from pipelines.split import split
-from pipelines.times import format_duration, now, time_text, utc
+from pipelines.errors import NotFoundError, SquallError
+from pipelines.info import provenance
+from pipelines.times import lead_times, now
 
 log = logging.getLogger(__name__)
 
@@ -30,128 +35,82 @@ log = logging.getLogger(__name__)
 def train_model(
     root: str, name: str, archive_url: str, settings: TrainSettings, *, progress: bool = False
 ) -> str:
-    """Train on an archive, register the model, make it the champion; its id, name/version.
+    """Train on an archive, compare with baselines, register, make it the champion; its id.
 
     Raises `SquallError` where the archive has no sequence to learn from.
     """
-    archive = Archive(archive_url)
     parent = None
     if settings.fine_tune is not None:
         parent = registry.load_model(root, *settings.fine_tune.split("/", 1))
-        settings = fine_tuned(settings, parent, archive)
-    shape = settings.sequence_shape(archive)
-    times = archive.usable_times(
-        utc(settings.start) if settings.start else None,
-        utc(settings.end) if settings.end else None,
-    )
-    init_times = complete_init_times(times, archive.timestep, shape)
-    parts = split(
-        init_times,
-        archive.timestep,
-        shape,
-        settings.validation_fraction,
-        settings.test_fraction,
-        settings.split_seed,
-    )
-    training = build_index(archive, parts.training, shape)
-    validation = build_index(archive, parts.validation, shape) if len(parts.validation) else None
-    log.info("training: %s", describe(training, archive))
-    data = ArchiveData(
-        archive_url,
-        training,
-        validation,
-        settings.samples_per_epoch,
-        settings.batch_size,
-        settings.seed,
-        settings.normalisation,
-        settings.augment,
-        settings.validation_samples,
-        settings.loaders,
-    )
-    with progress_bar(data, settings, progress) as on_message:
+        settings = fine_tuned(settings, parent, Archive(archive_url))
+    prepared = prepare(archive_url, settings)
+    archive = provenance(prepared.archive, prepared.times)
+    archive["training_samples"] = len(prepared.data.training_index)
+    run = settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}"
+    facts = {"archive": archive, "parent": parent.id if parent else None}
+    with following(
+        root, run, name, prepared.data, settings, facts, progress=progress
+    ) as on_message:
         trained = fit(
-            data,
+            prepared.data,
             settings,
             storage_url=storage.join(root, "runs"),
-            run_name=settings.run or f"{name}-{now():%Y%m%dT%H%M%SZ}",
+            run_name=run,
             weights=parent.network.state_dict() if parent else None,
             on_message=on_message,
         )
+    mark(root, run, "scoring")
     version = registry.save_model(
         root,
         name,
         trained.weights,
         settings,
-        past_frames=shape.past,
-        timestep=archive.timestep,
-        archive={
-            "url": archive_url,
-            "first_frame": time_text(times[0]),
-            "last_frame": time_text(times[-1]),
-            "frames": len(times),
-            "training_samples": len(training),
-        },
+        past_frames=prepared.data.past_frames,
+        timestep=prepared.archive.timestep,
+        archive=archive,
         metrics=trained.metrics,
         history=trained.history,
+        scores=validation_scores(name, trained, prepared, settings, progress=progress),
+        parent=parent.id if parent else None,
     )
     registry.promote(root, name, version)
     return f"{name}/{version}"
 
 
-def fine_tuned(settings: TrainSettings, parent: registry.Model, archive: Archive) -> TrainSettings:
-    """Settings with which the parent's weights can be trained further, on another archive.
-
-    Raises `SquallError` where the frames are not spaced as the parent's, or a setting that was
-    given would make another network or another scale.
-    """
-    if archive.timestep != parent.timestep:
-        raise SquallError(
-            f"model {parent.id} was trained on another timestep",
-            found=format_duration(archive.timestep),
-            expected=format_duration(parent.timestep),
-            remedy="fine-tune a model of this timestep",
-        )
-    of_parent = parent.settings
-    taken_over = {
-        "network": of_parent.network,
-        "normalisation": of_parent.normalisation,
-        "past": parent.past_frames * parent.timestep.to_pytimedelta(),
-    }
-    for name, value in taken_over.items():
-        given = getattr(settings, name)
-        if name in settings.model_fields_set and given != value:
-            raise _not_the_parents(parent, name, given, value)
-    if settings.build_loss().of_logits != of_parent.build_loss().of_logits:
-        raise _not_the_parents(parent, "loss", settings.loss, of_parent.loss)
-    result = TrainSettings.model_validate(settings.model_dump(exclude_unset=True) | taken_over)
-    if result.out_channels != of_parent.out_channels:
-        raise _not_the_parents(parent, "members", result.out_channels, of_parent.out_channels)
-    return result
-
-
-def _not_the_parents(
-    parent: registry.Model, name: str, found: object, expected: object
-) -> SquallError:
-    return SquallError(
-        f"model {parent.id} cannot be fine-tuned with another train.{name}",
-        found=found,
-        expected=expected,
-        remedy=f"leave train.{name} out, or train from the start (without train.fine_tune)",
+def validation_scores(
+    name: str,
+    trained: Trained,
+    prepared: Prepared,
+    settings: TrainSettings,
+    *,
+    progress: bool = False,
+) -> xr.Dataset | None:
+    """Sums of the trained network and the baselines on validation events; None without events."""
+    events = spread(prepared.parts.validation, settings.score_events)
+    if len(events) == 0:
+        return None
+    network = settings.build_network(prepared.data.in_channels)
+    network.load_state_dict(trained.weights)
+    model = registry.Model(
+        name,
+        version="",
+        network=network.eval(),
+        settings=settings,
+        weights_sha256="",
+        past_frames=prepared.data.past_frames,
+        timestep=prepared.archive.timestep,
+        metrics=trained.metrics,
     )
-
-
-@contextlib.contextmanager
-def progress_bar(
-    data: TrainingData, settings: TrainSettings, shown: bool
-) -> Iterator[Callable[[Message], None]]:
-    """What shows a run's messages as a bar."""
-    with bar(settings.epochs * steps_per_epoch(data), "train", "step", shown=shown) as shown_bar:
-
-        def show(message: Message) -> None:
-            shown_bar.set_postfix(loss=f"{message.metrics['loss']:.4f}", refresh=False)
-            shown_bar.update(max(0, message.step - shown_bar.n))
-
-        yield show
+    forecasters: dict[str, Any] = {name: NetworkForecaster(model)}
+    forecasters |= {baseline: build_baseline(baseline) for baseline in settings.baselines}
+    ahead = lead_times(prepared.archive.timestep, pd.Timedelta(settings.future))
+    try:
+        return evaluate_forecasters(
+            prepared.archive.url, forecasters, events, ahead, progress=progress
+        )
+    except NotFoundError as error:  # the model is no worse for it
+        log.warning("%s", error)
+        return None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

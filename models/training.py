@@ -11,12 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from torch import nn
 
 from models.augmentation import AugmentSettings
+from models.baselines import BASELINES
 from models.data import INPUT_CHANNELS
 from models.losses import LOSSES, Loss, get_loss
 from models.networks import build_model, check_options
 from models.networks.convlstm import Compute
-from models.normalisation import Kind, RainNormalisation
+from models.normalisation import Kind as Scale
+from models.normalisation import RainNormalisation
+from models.tracking import Kind
 from pipelines.archive import Archive
+from pipelines.errors import UnknownNameError
 from pipelines.samples import SequenceShape
 from pipelines.section import Section
 from pipelines.times import Duration, spaced
@@ -73,6 +77,21 @@ class CheckpointSettings(Section):
     )
 
 
+class TrackingSettings(Section):
+    """Where a run tells how it goes."""
+
+    kind: Kind | None = Field(
+        None,
+        description="mlflow, tensorboard or none; MLflow by default where it is installed and the "
+        "root is a folder, else TensorBoard.",
+    )
+    url: str | None = Field(
+        None, description="MLflow's server or database; SQLite under the root by default."
+    )
+    pictures: int = Field(2, ge=0, description="Validation samples that are pictured.")
+    picture_epochs: int = Field(5, ge=1, description="Epochs from one picture to the next.")
+
+
 class TrainSettings(Section):
     """How a network is trained."""
 
@@ -103,7 +122,7 @@ class TrainSettings(Section):
         0.0, ge=0, lt=1, description="Share of the sequences that training never sees."
     )
     split_seed: int = Field(0, ge=0, description="Deals days to training, validation and test.")
-    normalisation: Kind = Field("log", description="Scale on which rain rate is learnt.")
+    normalisation: Scale = Field("log", description="Scale on which rain rate is learnt.")
     loss: str = Field(
         "mse",
         description=f"Loss over observed pixels: {', '.join(LOSSES)}, or a sum such as "
@@ -111,6 +130,12 @@ class TrainSettings(Section):
     )
     members: int = Field(
         8, ge=2, description="Members that a network forecasts where its loss is crps."
+    )
+    adversarial: float = Field(
+        0.0,
+        ge=0,
+        description="Weight of an adversarial term beside the loss, for any network; 0.02 as "
+        "published for MCNet, with loss mse+gdl.",
     )
     epochs: int = Field(20, ge=1, description="Passes over `samples_per_epoch` samples.")
     samples_per_epoch: int = Field(256, ge=1, description="Samples drawn for an epoch.")
@@ -157,6 +182,15 @@ class TrainSettings(Section):
     gpu: bool = Field(False, description="Give each worker a GPU.")
     max_failures: int = Field(2, ge=0, description="Restarts from the newest checkpoint.")
     checkpoint: CheckpointSettings = CheckpointSettings()
+    tracking: TrackingSettings = TrackingSettings()
+    baselines: tuple[str, ...] = Field(
+        ("persistence", "advection", "sprog"),
+        description="Forecasters that the trained one is compared with on validation events; "
+        "[] for none. All there are: see `squall models`.",
+    )
+    score_events: int = Field(
+        6, ge=0, description="Validation events, whole frames, that forecasters are compared on."
+    )
     run: str | None = Field(
         None, description="Name of the run; the name of an earlier one continues it."
     )
@@ -169,6 +203,20 @@ class TrainSettings(Section):
     def _the_loss_exists(cls, loss: str) -> str:
         get_loss(loss)
         return loss
+
+    @field_validator("baselines")
+    @classmethod
+    def _the_baselines_exist(cls, baselines: tuple[str, ...]) -> tuple[str, ...]:
+        for name in baselines:
+            if name not in BASELINES:
+                raise UnknownNameError.of("baseline", name, BASELINES)
+        return baselines
+
+    @model_validator(mode="after")
+    def _an_adversary_sees_one_forecast(self) -> "TrainSettings":
+        if self.adversarial and (self.accumulate > 1 or self.build_loss().of_ensemble):
+            raise ValueError("adversarial goes with accumulate=1 and a loss of single forecasts")
+        return self
 
     @model_validator(mode="after")
     def _a_sample_for_every_worker(self) -> "TrainSettings":

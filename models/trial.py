@@ -13,13 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.data import ArchiveData, steps_per_epoch
+from models.learner import Learner, learning_rate
 from models.losses import Loss
-from models.training import Learner, TrainSettings, evaluate
-from pipelines.archive import Archive
+from models.preparation import prepare
+from models.training import TrainSettings
+from models.validation import metrics, validate
 from pipelines.errors import SquallError
-from pipelines.samples import build_index, complete_init_times
-from pipelines.split import split
-from pipelines.times import utc
 
 Report = Callable[[int, dict[str, float]], None]
 
@@ -29,37 +28,15 @@ def archive_data(archive_url: str, settings: TrainSettings) -> ArchiveData:
 
     Raises `SquallError` where the archive has nothing to learn from or to validate with.
     """
-    archive = Archive(archive_url)
-    shape = settings.sequence_shape(archive)
-    times = archive.usable_times(
-        utc(settings.start) if settings.start else None,
-        utc(settings.end) if settings.end else None,
-    )
-    parts = split(
-        complete_init_times(times, archive.timestep, shape),
-        archive.timestep,
-        shape,
-        settings.validation_fraction,
-        settings.test_fraction,
-        settings.split_seed,
-    )
-    training = build_index(archive, parts.training, shape)
-    if len(parts.validation) == 0:
+    data = prepare(archive_url, settings).data
+    if data.validation_index is None:
         raise SquallError(
             "no sequence to compare trials by",
-            found=f"{len(training)} samples to train on, none for validation",
+            found=f"{len(data.training_index)} samples to train on, none for validation",
             expected="validation samples that share no frame with the others",
             remedy="raise train.validation_fraction, or give it a longer archive",
         )
-    return ArchiveData(
-        archive_url,
-        training,
-        build_index(archive, parts.validation, shape),
-        settings.samples_per_epoch,
-        settings.batch_size,
-        settings.seed,
-        settings.normalisation,
-    )
+    return data
 
 
 def trial_settings(base: TrainSettings, chosen: Mapping[str, Any], epochs: int) -> TrainSettings:
@@ -87,16 +64,26 @@ def trial(settings: TrainSettings, data: ArchiveData, measure: Loss, report: Rep
     """
     device = torch.device("cuda" if settings.gpu else "cpu")
     torch.manual_seed(settings.seed)
-    learner = Learner.start(settings, settings.build_network(data.in_channels).to(device))
-    measured = Measured(learner.network, settings.build_loss(), measure)
-    own = replace(data, batch_size=settings.batch_size)
-    steps = steps_per_epoch(own, 1)
-    for epoch in range(settings.epochs):
-        losses = list(learner.epoch(epoch, own.training(epoch, 0, 1), steps, device))
-        validation = (batch.to(device) for batch in data.validation(0, 1))
-        metrics = {"loss": float(torch.stack(losses).mean())}
-        metrics |= evaluate(measured, validation, measure)
-        for name, value in metrics.items():
+    learner = Learner(settings, settings.build_network(data.in_channels).to(device))
+    measured = Measured(learner.best_network, learner.loss, measure)
+    own = replace(
+        data,
+        batch_size=settings.batch_size,
+        augmentation=settings.augment,
+        loaders=settings.loaders,
+    )
+    of_epoch = steps_per_epoch(own)
+    steps = range(settings.epochs * of_epoch)
+    losses = []
+    for step, batch in zip(steps, own.training(steps, 0, 1, device), strict=True):
+        losses.append(learner.step(batch, learning_rate(settings, step / steps.stop)).loss)
+        if len(losses) < of_epoch:
+            continue
+        epoch = step // of_epoch
+        values = {"loss": float(torch.stack(losses).mean())}
+        values |= metrics(validate(measured, data.validation(0, 1, device), measure))
+        losses = []
+        for name, value in values.items():
             if not math.isfinite(value):
                 raise SquallError(
                     f"{name} is no longer a number",
@@ -104,7 +91,7 @@ def trial(settings: TrainSettings, data: ArchiveData, measure: Loss, report: Rep
                     expected="a finite loss",
                     remedy="a lower learning_rate or gradient_clip",
                 )
-        report(epoch, metrics)
+        report(epoch, values)
 
 
 class Measured(nn.Module):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from models.data import ArchiveData
 from models.losses import get_loss
 from models.normalisation import RainNormalisation
-from models.ray_training import _ray_storage, ray_cluster
+from models.ray_training import ray_cluster, ray_storage
 from models.tracking import flat
 from models.training import TrainSettings
 from models.trial import archive_data, trial, trial_settings
@@ -254,7 +254,7 @@ def _tuner(
             name=run,
             verbose=0,
             callbacks=[Progress()],
-            **_ray_storage(storage.join(root, "runs")),
+            **ray_storage(storage.join(root, "runs")),
         ),
     )
 

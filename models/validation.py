@@ -6,7 +6,7 @@ counts as many times as its weight says.
 Shapes: B batch, L lead times, H×W pixels.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -59,6 +59,14 @@ def validate(
     return total
 
 
+@torch.no_grad()
+def forecast_mm_h(network: nn.Module, batch: Batch, loss: Loss) -> Float[Tensor, "B L 1 H W"]:
+    """A network's forecast in mm/h; of an ensemble, its mean."""
+    network.eval()
+    output = network(batch.past, batch.future.shape[1]).to(batch.future.dtype)
+    return loss.normalisation.decode(loss.to_rain(output)).mean(2, keepdim=True)
+
+
 def _events(
     loss: Loss,
     forecast: Float[Tensor, "B L M H W"],
@@ -82,11 +90,10 @@ def _events(
 def metrics(
     sums: Mapping[str, Tensor], thresholds_mm_h: tuple[float, ...] = ()
 ) -> dict[str, float]:
-    """Mean losses, and CSI by threshold and, of the network, by lead time; none without samples.
+    """Mean losses, and CSI over all lead times; none without samples.
 
-    `validation_csi_0.5` is over all lead times, `validation_csi_0.5_lead_03` at the third one,
-    `persistence_csi_0.5` what it is beside; where nothing was to be foreseen and nothing was, there
-    is none.
+    `validation_csi_0.5mm_h` and `persistence_csi_0.5mm_h`: where nothing was to be foreseen and
+    nothing was, there is none.
     """
     if not sums:
         return {}
@@ -94,16 +101,25 @@ def metrics(
         "validation_loss": float(sums["validation_loss"] / sums["samples"]),
         "validation_persistence": float(sums["persistence_loss"] / sums["samples"]),
     }
-    for k, threshold in enumerate(thresholds_mm_h):
-        events = sums["validation_events"][:, k]
-        named = {
-            f"{name}_csi_{threshold:g}": sums[f"{name}_events"][:, k].sum(0) for name in FORECASTERS
-        }
-        named |= {
-            f"validation_csi_{threshold:g}_lead_{lead:02d}": of_lead
-            for lead, of_lead in enumerate(events, start=1)
-        }
-        result |= {
-            name: float(counts[0] / counts.sum()) for name, counts in named.items() if counts.sum()
-        }
+    for name in FORECASTERS:
+        for k, threshold in enumerate(thresholds_mm_h):
+            events = sums[f"{name}_events"][:, k].sum(0)
+            result |= _csi(f"{name}_csi_{threshold:g}mm_h", events)
     return result
+
+
+def metrics_by_lead(
+    sums: Mapping[str, Tensor], thresholds_mm_h: tuple[float, ...], leads: Sequence[str]
+) -> dict[str, float]:
+    """CSI of the network by threshold and lead time, such as `validation_csi_0.5mm_h_15min`."""
+    result: dict[str, float] = {}
+    if sums:
+        for lead, of_lead in zip(leads, sums["validation_events"], strict=True):
+            for threshold, events in zip(thresholds_mm_h, of_lead, strict=True):
+                result |= _csi(f"validation_csi_{threshold:g}mm_h_{lead}", events)
+    return result
+
+
+def _csi(name: str, events: Float[Tensor, "3"]) -> dict[str, float]:
+    """Critical success index of hits, misses and false alarms."""
+    return {name: float(events[0] / events.sum())} if events.sum() else {}

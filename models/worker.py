@@ -8,19 +8,22 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models import checkpoints
+from models.adversary import Adversary
 from models.data import CPU, TrainingData, steps_per_epoch
 from models.learner import Learner, learning_rate
 from models.runs import Metrics, best_epoch, identity, stops
 from models.training import TrainSettings
-from models.validation import metrics, validate
+from models.validation import forecast_mm_h, metrics, metrics_by_lead, validate
 from pipelines.errors import SquallError
+from pipelines.pictures import sequence_picture
 from pipelines.scores import THRESHOLDS_MM_H
 
 SHOWN_EVERY = 10
@@ -32,12 +35,15 @@ log = logging.getLogger(__name__)
 class Message:
     """What the first worker tells the process that started the run.
 
-    `metrics` are of a step, or, where `epoch_ends`, of the whole epoch.
+    `metrics` are of a step, or, where `epoch_ends`, of the whole epoch; then there are `details`,
+    and may be `pictures` (PNG), by name.
     """
 
     step: int
     metrics: Metrics
     epoch_ends: bool = False
+    details: Metrics = field(default_factory=dict)
+    pictures: dict[str, bytes] = field(default_factory=dict)
 
 
 class Worker:
@@ -75,7 +81,11 @@ class Worker:
         network = settings.build_network(data.in_channels)
         if weights is not None:
             network.load_state_dict(weights)
-        self.learner = Learner(settings, network.to(device), world_size)
+        adversary = None
+        if settings.adversarial:
+            channels = data.past_frames * data.in_channels + len(data.leads)
+            adversary = Adversary(channels, self._learning_together)
+        self.learner = Learner(settings, network.to(device), world_size, adversary)
         self.history: list[Metrics] = []
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Of the epoch so far: this worker's part of the losses, and of gradients' norms."""
@@ -83,6 +93,10 @@ class Worker:
             place, settings.checkpoint.keep, settings.checkpoint.patience.total_seconds()
         )
         self.begin = self._resume()
+
+    def _learning_together(self, module: nn.Module) -> nn.Module:
+        module = module.to(self.device)
+        return DistributedDataParallel(module) if self.world_size > 1 else module
 
     def _resume(self) -> int:
         """Take over the newest checkpoint, if there is one; the number of steps made."""
@@ -150,7 +164,7 @@ class Worker:
         sums = validate(
             self.learner.best_network,
             self.data.validation(self.rank, self.world_size, self.device),
-            self.settings.build_loss(),
+            self.learner.loss,
             THRESHOLDS_MM_H,
             autocast=self.settings.autocast,
         )
@@ -160,9 +174,33 @@ class Worker:
         self.history = [*self.history, of_epoch]
         self.sums.zero_()
         self._keep(step)
-        self._tell(Message(step, of_epoch, epoch_ends=True))
+        if self.tell is not None:
+            details = metrics_by_lead(sums, THRESHOLDS_MM_H, self.data.leads)
+            self._tell(Message(step, of_epoch, True, details, self._pictures()))
         if self.report is not None:
             self.report(of_epoch)
+
+    def _pictures(self) -> dict[str, bytes]:
+        """The first validation samples with their forecasts, every few epochs."""
+        settings = self.settings.tracking
+        due = len(self.history) % settings.picture_epochs == 0
+        if settings.pictures == 0 or not (due or len(self.history) in (1, self.settings.epochs)):
+            return {}
+        pictures: dict[str, bytes] = {}
+        for batch in self.data.validation(0, 1, self.device):
+            for sample in batch.split(len(batch.past)):
+                if len(pictures) == settings.pictures:
+                    return pictures
+                forecast = forecast_mm_h(self.learner.best_network, sample, self.learner.loss)
+                observed = self.learner.loss.normalisation.decode(sample.future)
+                observed = observed.where(sample.observed, torch.nan)
+                pictures[f"forecast_{len(pictures) + 1}"] = sequence_picture(
+                    forecast[0, :, 0].cpu().numpy(),
+                    observed[0, :, 0].cpu().numpy(),
+                    self.data.leads,
+                    f"validation sample {len(pictures) + 1}, epoch {len(self.history)}",
+                )
+        return pictures
 
     def _keep(self, step: int) -> None:
         """A checkpoint, by the first worker."""

@@ -1,6 +1,7 @@
 """Pictures of frames and forecasts: maps in the grid's own projection, colours in mm/h."""
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -77,7 +78,7 @@ def forecast_picture(
 def sequence_picture(
     forecast: NDArray[np.floating],
     observed: NDArray[np.floating],
-    lead_times: pd.TimedeltaIndex,
+    leads: Sequence[str],
     title: str,
     columns: int = COLUMNS,
 ) -> bytes:
@@ -86,8 +87,9 @@ def sequence_picture(
     Parameters
     ----------
     forecast, observed : (lead_time, y, x) mm/h, NaN where not observed; north is up
+    leads : how each lead time is called, such as 15min
     """
-    chosen = _spread(len(lead_times), columns)
+    chosen = _spread(len(leads), columns)
     rows, width = observed.shape[1:]
     size = 2.4 * len(chosen) + 1.5, 2 * 2.4 * rows / width + 0.9
     figure = Figure(figsize=size, layout="constrained")
@@ -98,7 +100,7 @@ def sequence_picture(
             _show(axis, frames[number])
             axis.set(xticks=[], yticks=[])
     for axis, number in zip(axes[0], chosen, strict=True):
-        axis.set_title(f"+{format_duration(lead_times[number])}", fontsize=10)
+        axis.set_title(f"+{leads[number]}", fontsize=10)
     figure.suptitle(title, fontsize=12)
     _colour_bar(figure, list(axes.ravel()))
     return _png(figure)

@@ -17,6 +17,7 @@ and sums are float32.
 Shapes: T timesteps, B batch, C channels of the input, c of the state, G = 4c, h×w patches.
 """
 
+import contextlib
 import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
@@ -54,7 +55,9 @@ def convlstm_layer(
 
     Autocast has no say in it: the inputs' precision is what it runs in.
     """
-    with torch.autocast(state_weight.device.type, enabled=False):
+    device = state_weight.device.type
+    known = torch.amp.is_autocast_available(device)  # not on the meta device
+    with torch.autocast(device, enabled=False) if known else contextlib.nullcontext():
         return _layer(
             inputs, state, input_weight, state_weight, bias, peepholes, timesteps, rematerialise
         )

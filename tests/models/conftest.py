@@ -15,7 +15,14 @@ def run_data(archive):
     times = complete_init_times(archive.usable_times(), archive.timestep, shape)
     size = SETTINGS.samples_per_epoch, SETTINGS.batch_size, SETTINGS.seed
     training, validation = (build_index(archive, part, shape) for part in (times[:9], times[12:]))
-    return ArchiveData(archive.url, training, validation, *size, validation_samples=6)
+    return ArchiveData(
+        archive.url,
+        training,
+        validation,
+        *size,
+        validation_samples=6,
+        leads=("5min", "10min", "15min"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models import runs
-from models.training import CheckpointSettings, TrainSettings
+from models.training import CheckpointSettings, TrackingSettings, TrainSettings
 from models.worker import Worker
 
 SETTINGS = TrainSettings(
@@ -18,6 +18,9 @@ SETTINGS = TrainSettings(
     average=0.5,
     workers=2,
     loaders=0,
+    tracking=TrackingSettings(kind="none"),
+    baselines=("persistence",),
+    score_events=2,
     checkpoint=CheckpointSettings(every_steps=3),
 )
 """Four steps an epoch; checkpoints at its end and after 3, 6, 9 steps."""

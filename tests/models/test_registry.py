@@ -14,7 +14,8 @@ import pytest
 import torch
 import xarray as xr
 
-from models.card import headlines, made_by, read_card, read_scores
+from models.card import headlines, read_card, read_scores
+from models.code_version import code_version
 from models.registry import (
     champion,
     load_model,
@@ -170,14 +171,14 @@ def test_a_card_says_where_a_model_is_from(root):
     assert card.normalisation == "log"
     assert card.archive == {"url": "file:///archive"}
     assert TrainSettings.model_validate(card.settings) == SETTINGS
-    assert {"squall": card.squall, "commit": card.commit} == made_by()
+    assert card.code == code_version()
     content = file_of(root, version, "weights.safetensors").read_bytes()
     assert card.weights_sha256 == hashlib.sha256(content).hexdigest()
 
 
 def test_a_card_that_an_earlier_squall_wrote_is_loaded(root):
     _, version = save(root)
-    new = ("normalisation", "parent", "squall", "commit", "in_channels")
+    new = ("normalisation", "parent", "code", "in_channels")
     rewrite(root, version, **dict.fromkeys(new))
     assert load_model(root, "net", version).in_channels == 2
     assert [card.parent for card in versions(root, "net")] == [None]

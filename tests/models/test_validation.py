@@ -6,7 +6,7 @@ import torch
 from models.data import Batch
 from models.losses import get_loss
 from models.normalisation import RainNormalisation
-from models.validation import metrics, validate
+from models.validation import metrics, metrics_by_lead, validate
 
 LOG = RainNormalisation("log")
 THRESHOLDS = (0.5, 5.0)
@@ -50,11 +50,11 @@ def test_hits_misses_and_false_alarms_by_hand():
         [[2, 0, 2], [0, 1, 0]],
         [[3, 0, 1], [0, 1, 0]],
     ]
-    told = metrics(sums, THRESHOLDS)
-    assert told["validation_csi_0.5"] == pytest.approx(4 / 6)
-    assert told["validation_csi_0.5_lead_01"] == pytest.approx(2 / 3)
-    assert told["validation_csi_5_lead_02"] == pytest.approx(1.0)
-    assert told["persistence_csi_0.5"] == pytest.approx(5 / 8)
+    told = metrics(sums, THRESHOLDS) | metrics_by_lead(sums, THRESHOLDS, ("5min", "10min"))
+    assert told["validation_csi_0.5mm_h"] == pytest.approx(4 / 6)
+    assert told["validation_csi_0.5mm_h_5min"] == pytest.approx(2 / 3)
+    assert told["validation_csi_5mm_h_10min"] == pytest.approx(1.0)
+    assert told["persistence_csi_0.5mm_h"] == pytest.approx(5 / 8)
     expected = (LOG.encode(torch.tensor(FORECAST)) - LOG.encode(torch.tensor(RAIN))) ** 2
     assert told["validation_loss"] == pytest.approx(float(expected.mean()), rel=1e-6)
     assert told["validation_persistence"] == pytest.approx(
@@ -109,7 +109,7 @@ def test_an_ensemble_foresees_what_its_mean_does():
 
 def test_without_samples_there_is_nothing_to_tell():
     assert validate(of(FORECAST), [], get_loss("mse")) == {}
-    assert metrics({}) == {}
+    assert metrics({}) == metrics_by_lead({}, THRESHOLDS, ("5min",)) == {}
 
 
 def test_an_event_that_nobody_saw_or_foresaw_has_no_score():

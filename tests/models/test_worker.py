@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from .small_run import SETTINGS, assert_same, changed, run
 @pytest.fixture
 def place(tmp_path):
     return storage.normalise(tmp_path)
+
+
+MLFLOW_NAME = re.compile(r"[\w\-. :/]+", re.ASCII)
 
 
 class Stopped(Exception):
@@ -53,7 +57,7 @@ def test_the_loss_falls_and_every_epoch_says_what_there_is_to_know(undisturbed):
         assert epoch["samples_per_second"] > 0
         assert 0 <= epoch["data_wait"] < 1
         assert epoch["gradient_norm"] > 0
-        assert {"validation_persistence", "validation_csi_0.5", "learning_rate"} <= epoch.keys()
+        assert {"validation_persistence", "validation_csi_0.5mm_h", "learning_rate"} <= epoch.keys()
 
 
 def test_what_is_told_and_reported(run_data, place):
@@ -63,6 +67,29 @@ def test_what_is_told_and_reported(run_data, place):
     assert told[2].metrics.keys() == {"loss", "learning_rate", "gradient_norm"}
     assert [m.metrics for m in told if m.epoch_ends] == reported == runs.outcome(place).history
     assert isinstance(told[0], Message)
+    details = told[0].details
+    assert {"validation_csi_0.5mm_h_5min", "validation_csi_2mm_h_15min"} <= details.keys()
+    assert all(MLFLOW_NAME.fullmatch(name) for name in details | told[0].metrics)
+    pictures = [(message.step, [*message.pictures]) for message in told if message.pictures]
+    assert pictures == [(4, ["forecast_1", "forecast_2"]), (12, ["forecast_1", "forecast_2"])]
+    assert told[0].pictures["forecast_1"].startswith(b"\x89PNG")
+    assert told[0].pictures["forecast_1"] != told[3].pictures["forecast_1"]
+
+
+def test_an_adversary_learns_beside_it_and_goes_on_with_it(run_data, place, tmp_path):
+    settings = changed(adversarial=0.02, loss="mse+gdl", epochs=2)
+    through = run(run_data, f"{place}/through", settings)
+    with pytest.raises(Stopped):
+        run(run_data, f"{place}/stopped", settings, after_step=dying_at(5))
+    resumed = run(run_data, f"{place}/stopped", settings)
+    assert_same(resumed, through)
+    states = [checkpoints.newest(f"{place}/{of}")[1]["adversary"] for of in ("through", "stopped")]
+    for name, weights in states[0]["discriminator"].items():
+        assert torch.equal(states[1]["discriminator"][name], weights)
+    alone = run(run_data, f"{place}/alone", changed(loss="mse+gdl", epochs=2))
+    assert not torch.equal(alone.weights["readout.bias"], through.weights["readout.bias"])
+    with pytest.raises(ValueError, match="accumulate=1"):
+        changed(adversarial=0.02, accumulate=2)
 
 
 def test_nobody_has_to_listen(run_data, place, undisturbed):
