@@ -19,7 +19,7 @@ def spaced(archive, monkeypatch):
     """An archive of a timestep."""
 
     def of(timestep="5min"):
-        monkeypatch.setattr(type(archive), "timestep", pd.Timedelta(timestep))
+        monkeypatch.setattr(archive, "timestep", pd.Timedelta(timestep))
         return archive
 
     return of
