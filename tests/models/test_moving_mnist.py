@@ -173,10 +173,10 @@ def test_a_short_training_on_real_digits_beats_persistence_and_is_no_radar_model
         batch_size=16,
         learning_rate=1e-2,
         schedule="onecycle",
-        workers=2,
+        workers=1,
     )
     root = storage.normalise(tmp_path)
-    result = run(root, str(digits), settings, 32)
+    result = run(root, str(digits), settings, 16)
     trained, still = result.scores[result.model_id], result.scores["persistence"]
     assert sum(trained["MSE"]) < 0.8 * sum(still["MSE"])
     history = load_model(root, "moving-mnist", result.model_id.partition("/")[2]).metrics

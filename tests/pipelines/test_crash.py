@@ -23,9 +23,9 @@ from pipelines.ingest import IngestSettings, ingest
 from pipelines.manifest import read_manifest
 
 ROUNDS = 50
-TODAY = pd.date_range("2024-06-02T00:00", periods=20, freq="5min")
-YESTERDAY = pd.date_range("2024-06-01T12:00", periods=6, freq="5min")
-TOMORROW = pd.date_range("2024-06-03T01:00", periods=6, freq="5min")
+TODAY = pd.date_range("2024-06-02T00:00", periods=12, freq="5min")
+YESTERDAY = pd.date_range("2024-06-01T12:00", periods=4, freq="5min")
+TOMORROW = pd.date_range("2024-06-03T01:00", periods=4, freq="5min")
 
 pytestmark = pytest.mark.slow
 processes = multiprocessing.get_context("forkserver")

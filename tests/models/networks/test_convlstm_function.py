@@ -157,9 +157,9 @@ def test_gradients_are_those_of_finite_differences(
     def random(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
 
-    inputs = random(timesteps, 2, 2, 3, 4) if with_input else None
-    input_weight = random(8, 2, 3, 3) if with_input else None
-    state = (random(2, 2, 3, 4), random(2, 2, 3, 4)) if with_state else None
+    inputs = random(timesteps, 2, 1, 2, 3) if with_input else None
+    input_weight = random(8, 1, 3, 3) if with_input else None
+    state = (random(2, 2, 2, 3), random(2, 2, 2, 3)) if with_state else None
     peepholes = random(3, 2) if with_peepholes else None
     given_ = [inputs, *(state or (None, None)), input_weight, random(8, 2, 3, 3), random(8)]
     given_.append(peepholes)
