@@ -84,14 +84,16 @@ def print_benchmark(result: BenchmarkResult) -> None:
 def print_tuned(tuned: Tuned, place: str) -> None:
     """Trials, the best first, and how to train with what the best one drew."""
     drawn = list(dict.fromkeys(key for row in tuned.rows for key in row.chosen))
-    columns = ("trial", *drawn, "epochs", "loss", tuned.measure, "seconds", "state")
+    columns = ("trial", *drawn, "epochs", "loss", "validation", "s", "state")
     table = titled(f"Trials, compared by {tuned.measure} on validation samples", columns)
+    for column in table.columns:
+        column.overflow = "fold"
     for row in tuned.rows:
         table.add_row(
             str(row.trial),
             *(plain(_rounded(row.chosen.get(key))) for key in drawn),
             str(row.epochs),
-            *("–" if loss is None else f"{loss:.5g}" for loss in (row.loss, row.validation_loss)),
+            *("–" if loss is None else f"{loss:.4g}" for loss in (row.loss, row.validation_loss)),
             f"{row.seconds:.0f}",
             row.state,
         )

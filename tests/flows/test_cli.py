@@ -23,6 +23,7 @@ HELP_COMMANDS = (
     "moving-mnist",
     "ingest",
     "train",
+    "tune",
     "nowcast",
     "verify",
     "show",
@@ -146,6 +147,10 @@ def test_doctor_fails_with_a_remedy_where_something_is_not_reachable(squall):
     [
         (["ingest", "x", "--set", "ingest.sorce=knmi"], {}, "did you mean ingest.source?"),
         (["train"], {"SQUALL_TRAIN__EPOCS": "3"}, "did you mean SQUALL_TRAIN__EPOCHS?"),
+        (["tune", "--space", '{"epocs": {"choice": [1]}}'], {}, "unknown setting to tune"),
+        (["tune", "--space", "{loss"], {}, "valid dictionary"),
+        (["tune", "--samples", "0"], {}, "greater than or equal to 1"),
+        (["tune"], {}, "no archive"),
         (["demo", "x"], {}, "add --source NAME"),
         (["show"], {}, "no forecast to show"),
         (["show", "--time", "yesterdy"], {}, "not a time"),

@@ -1,4 +1,5 @@
 import datetime as dt
+import json
 
 import pytest
 
@@ -147,3 +148,21 @@ def test_a_form_overrides_only_what_is_filled_in(monkeypatch):
     form = {"model": None, "seed": 3}  # a field left at "None" is not filled in
     settings = load_settings(train=TrainSettings.model_validate(form))
     assert (settings.train.epochs, settings.train.model, settings.train.seed) == (2, "mine", 3)
+
+
+def test_a_setting_that_is_a_table_of_its_own_is_replaced_whole(tmp_path, monkeypatch):
+    (tmp_path / "squall.toml").write_text(
+        "[tune.space]\nseed = {integers = [0, 9]}\n[train.network]\nname = 'convlstm-strided'\n"
+        "options = {strides = [2, 1]}\n"
+    )
+    settings = load_settings()
+    assert settings.tune.space == {"seed": {"integers": [0, 9]}}
+    assert settings.train.network.options == {"strides": [2, 1]}
+    assert origins(settings)["tune.space"] == "squall.toml"
+    space = {"network.hidden_channels": {"choice": [[4], [8]]}}
+    (tmp_path / "squall.toml").unlink()
+    given = parse_assignments([f"tune.space={json.dumps(space)}"])
+    assert load_settings(**given).tune.space == space
+    assert origins(load_settings(**given), given)["tune.space"] == "command line"
+    monkeypatch.setenv("SQUALL_TUNE__SPACE", json.dumps(space))
+    assert load_settings().tune.space == space
