@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import runs
+from models import checkpoints, runs
 from models.training import CheckpointSettings, TrackingSettings, TrainSettings
 from models.worker import Worker
 
@@ -33,6 +33,12 @@ def changed(**values):
 def run(data, place, settings=SETTINGS, **rest):
     Worker(settings, data, place, **rest).run()
     return runs.outcome(place)
+
+
+def fit_here(data, settings, *, storage_url, run_name, weights=None, on_message=None):
+    """`models.ray_training.fit` without Ray: one worker, in this process."""
+    place = checkpoints.folder(storage_url, run_name)
+    return run(data, place, settings, weights=weights, tell=on_message)
 
 
 def losses(trained):

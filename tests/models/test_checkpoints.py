@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 
 import pytest
@@ -113,6 +114,37 @@ def test_a_run_waits_for_its_last_checkpoint_and_not_for_ever(place, monkeypatch
     impatient.add(2, state(2), best=None)
     with pytest.raises(ConnectionError, match="SlowDown"):
         impatient.finish()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_what_it_has_and_takes_the_rest_once_there_is_room(small_disk):
+    def large(step):
+        return {"step": step, "weights": torch.rand(70_000)}  # 280 kB
+
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(500_000))
+    place = checkpoints.folder(storage.normalise(small_disk), "run")
+    writer = Writer(place, keep=9, patience_s=0.0)
+    writer.add(1, large(1), best=None)
+    writer.add(2, large(2), best=1)
+    assert [c.step for c in found(place)] == [1]
+    assert newest(place)[1]["step"] == 1
+    assert len(os.listdir(storage.local_path(place))) == 1, "no half-written file takes room"
+    ballast.unlink()
+    writer.finish()
+    assert newest(place)[1]["step"] == 2
 
 
 def write_on(place):

@@ -2,18 +2,24 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import ray
 
+from models import checkpoints, runs
+from models.preparation import prepare
 from models.ray_training import fit
 from models.registry import load_model
+from models.run_status import read_status
 from models.train import train_model
 from pipelines import storage
 from pipelines.errors import SquallError
 
-from .small_run import SETTINGS, assert_same, changed
+from .small_run import SETTINGS, assert_same, changed, run
 
 pytestmark = [
     pytest.mark.slow,
@@ -87,3 +93,46 @@ def test_training_registers_a_champion(cluster, archive, tmp_path):
     assert model.past_frames == 3
     assert model.timestep == archive.timestep
     assert {"loss", "validation_loss", "validation_persistence"} <= model.metrics.keys()
+
+
+def test_a_job_that_is_killed_with_all_its_workers_and_started_again_goes_on(archive, tmp_path):
+    """What a restarted job of a cluster's head is: the same command, the same run."""
+    own = storage.normalise(tmp_path)
+    (tmp_path / "archive").symlink_to(storage.local_path(archive.url).parent)
+    settings = changed(workers=1, epochs=20, run="job").model_dump_json(exclude_defaults=True)
+    command = [sys.executable, "-m", "models.train", "--root", own, "--product", "test"]
+    environment = {name: os.environ[name] for name in os.environ if name != "RAY_ADDRESS"}
+
+    def start():
+        return subprocess.Popen(
+            [*command, "--settings", settings],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def step():
+        status = read_status(own, "job")
+        return status.step if status else 0
+
+    first = start()
+    end = time.monotonic() + 240
+    while step() < 12 and first.poll() is None and time.monotonic() < end:
+        time.sleep(0.05)
+    reached = step()
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    assert 12 <= reached < 80
+    second = start()
+    output, _ = second.communicate(timeout=240)
+    assert second.returncode == 0, output[-3000:]
+    trained = runs.outcome(checkpoints.folder(storage.join(own, "runs"), "job"))
+    assert [epoch["step"] for epoch in trained.history] == [*range(4, 81, 4)]
+    whole = run(
+        prepare(archive.url, changed(epochs=20)).data,
+        storage.join(own, "whole"),
+        changed(epochs=20),
+    )
+    assert_same(trained, whole, 2e-5)
