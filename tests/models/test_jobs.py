@@ -108,7 +108,10 @@ def test_a_cluster_that_stays_away_is_an_error(serve):
     ("log", "cause"),
     [
         ("squall: no archive: found nothing at x\nRunning entrypoint for job x: y\n", "no archive"),
-        ("Traceback:\nRuntimeError: out of memory\n", "found RuntimeError: out of memory;"),
+        (
+            "Traceback:\nRuntimeError: out of memory\nRunning entrypoint for job x: y\n",
+            "found RuntimeError: out of memory;",
+        ),
         ("", "found Job entrypoint command failed;"),
     ],
 )
