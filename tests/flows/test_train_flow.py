@@ -88,40 +88,44 @@ def test_the_command_finds_the_job_that_trains_its_run_and_follows_it_to_the_mod
     assert model.id in data_of(prefect, "training-metrics")
 
 
-def test_a_job_that_fails_is_one_line_and_exit_code_2(ray_head, prefect, project):
-    command = ["train", "--submit", ray_head, "--product", "nothing"]
-    run = prefect.run("squall", *command, cwd=project)
-    assert run.returncode == 2, run.stdout + run.stderr
-    line = run.stderr.strip().splitlines()[-1]
-    assert re.match(r"squall: the job nothing-\w+-\w+ failed: found no archive: found", line)
-    assert "Traceback" not in run.stderr
+def test_the_command_ends_with_its_job_and_the_job_with_the_command(ray_head, prefect, project):
+    def start(*words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [str(BIN / "squall"), "train", "--submit", ray_head, "--epochs", "10000", *words],
+            cwd=project,
+            env=prefect.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
-
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interrupting_the_command_stops_the_job_and_says_so(ray_head, prefect, project, sent):
-    run_name = f"long-{sent.name}"
-    command = ["train", "--submit", ray_head, "--epochs", "10000"]
-    process = subprocess.Popen(
-        [str(BIN / "squall"), *command, "--set", f"train.run={run_name}"],
-        cwd=project,
-        env=prefect.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    store = str(project / "store")
+    sent = {"sigint": signal.SIGINT, "sigterm": signal.SIGTERM}
+    commands = {run: start("--set", f"train.run={run}") for run in sent}
+    failing = start("--product", "nothing")
     try:
-        wait_for(lambda: read_status(str(project / "store"), run_name))
-        process.send_signal(sent)
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        for run, command in commands.items():
+            wait_for(lambda run=run: read_status(store, run))
+            command.send_signal(sent[run])
+        told = {run: command.communicate(timeout=DEADLINE_S) for run, command in commands.items()}
+        _, error = failing.communicate(timeout=DEADLINE_S)
     finally:
-        process.kill()
-    assert process.returncode == 130, output
-    (job,) = [job for job in job_states(ray_head) if job.startswith(run_name)]
-    assert job_states(ray_head)[job] == "STOPPED"
-    assert f"job {job}: stopped" in output
-    status = read_status(str(project / "store"), run_name)
-    assert status is not None
-    assert (status.state, status.error) == ("failed", "stopped")
+        for command in (*commands.values(), failing):
+            command.kill()
+
+    for run, command in commands.items():
+        assert command.returncode == 130, told[run]
+        (job,) = [job for job in job_states(ray_head) if job.startswith(run)]
+        assert job_states(ray_head)[job] == "STOPPED"
+        assert f"job {job}: stopped" in told[run][0]
+        status = read_status(store, run)
+        assert status is not None
+        assert (status.state, status.error) == ("failed", "stopped")
+
+    assert failing.returncode == 2, error
+    line = error.strip().splitlines()[-1]
+    assert re.match(r"squall: the job nothing-\w+-\w+ failed: found no archive: found", line)
+    assert "Traceback" not in error
 
 
 def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, project):

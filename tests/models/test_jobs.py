@@ -108,7 +108,10 @@ def test_a_cluster_that_stays_away_is_an_error(serve):
     ("log", "cause"),
     [
         ("squall: no archive: found nothing at x\nRunning entrypoint for job x: y\n", "no archive"),
-        ("Traceback:\nRuntimeError: out of memory\n", "found RuntimeError: out of memory;"),
+        (
+            "Traceback:\nRuntimeError: out of memory\nRunning entrypoint for job x: y\n",
+            "found RuntimeError: out of memory;",
+        ),
         ("", "found Job entrypoint command failed;"),
     ],
 )
@@ -153,9 +156,9 @@ def store(tmp_path, root, archive) -> str:
     return str(tmp_path)
 
 
-def submit_at(moment: float, address: str, store: str, queue) -> None:
+def race(line, address: str, store: str, queue) -> None:
     jobs._client(address)  # the imports
-    time.sleep(max(0.0, moment - time.time()))
+    line.wait(timeout=120)
     queue.put(submit(address, store, "test", LONG, "race", labels={"who": "racer"}))
 
 
@@ -170,8 +173,8 @@ def test_two_who_submit_a_run_at_once_get_one_job_which_stops_when_told(
     monkeypatch.setenv("RAY_ADDRESS", "http://192.0.2.1:8265")  # which Ray alone would prefer
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue()
-    arguments = (time.time() + 15, ray_head, store, queue)
-    racers = [spawn.Process(target=submit_at, args=arguments) for _ in range(2)]
+    arguments = (spawn.Barrier(2), ray_head, store, queue)
+    racers = [spawn.Process(target=race, args=arguments) for _ in range(2)]
     for racer in racers:
         racer.start()
     first, second = (queue.get(timeout=120) for _ in racers)
