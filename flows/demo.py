@@ -43,6 +43,8 @@ SYNTHETIC: dict[str, Any] = {
         "samples_per_epoch": 128,
         "batch_size": 8,
         "network": {"hidden_channels": (32, 32)},
+        "tracking": {"kind": "tensorboard"},
+        "score_events": 2,
     },
     "nowcast": {"lead_time": "30min"},
 }
@@ -55,6 +57,8 @@ REAL: dict[str, Any] = {
         "samples_per_epoch": 192,
         "batch_size": 8,
         "network": {"hidden_channels": (32, 32)},
+        "tracking": {"kind": "tensorboard"},
+        "score_events": 2,
     }
 }
 
