@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.adversary import Adversary
-from models.data import Batch
+from models.data import CPU, Batch, TrainingData
 from models.training import TrainSettings
 
 ONE_CYCLE_RISE, ONE_CYCLE_START, ONE_CYCLE_END = 0.3, 1 / 25, 1 / 25e4
@@ -49,6 +49,11 @@ def learning_rate(settings: TrainSettings, progress: float) -> float:
 
 def _half_cosine(first: float, last: float, progress: float) -> float:
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _together(module: nn.Module, world_size: int) -> nn.Module:
+    """A module whose gradients are the mean over workers."""
+    return DistributedDataParallel(module) if world_size > 1 else module
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Learner:
     ) -> None:
         self.settings, self.network, self.world_size = settings, network, world_size
         self.adversary = adversary
-        self._wrapped = DistributedDataParallel(network) if world_size > 1 else network
+        self._wrapped = _together(network, world_size)
         self.optimiser = torch.optim.Adam(network.parameters(), settings.learning_rate)
         self.average = (
             AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
@@ -95,6 +100,32 @@ class Learner:
             else None
         )
         self.loss = settings.build_loss()
+
+    @classmethod
+    def start(
+        cls,
+        settings: TrainSettings,
+        data: TrainingData,
+        *,
+        device: torch.device = CPU,
+        world_size: int = 1,
+        weights: dict[str, Tensor] | None = None,
+    ) -> "Learner":
+        """Before the first step: what is random follows from the seed.
+
+        Parameters
+        ----------
+        weights : what the network begins with
+        """
+        torch.manual_seed(settings.seed)
+        network = settings.build_network(data.in_channels)
+        if weights is not None:
+            network.load_state_dict(weights)
+        adversary = None
+        if settings.adversarial:
+            channels = data.past_frames * data.in_channels + len(data.leads)
+            adversary = Adversary(channels, lambda module: _together(module.to(device), world_size))
+        return cls(settings, network.to(device), world_size, adversary)
 
     @property
     def best_network(self) -> nn.Module:
@@ -118,7 +149,7 @@ class Learner:
         shares = counts / total.clamp(min=1)
         loss = torch.zeros((), device=batch.past.device)
         for number, (piece, share) in enumerate(zip(pieces, shares, strict=True)):
-            with self._together(number == len(pieces) - 1):
+            with self._exchanging(number == len(pieces) - 1):
                 value = self._of_piece(piece, share)
                 (value * self.world_size).backward()  # workers' gradients are averaged
             loss = loss + value.detach()
@@ -142,7 +173,7 @@ class Learner:
         of_batch = len(piece.past) / self.settings.batch_size
         return loss + self.settings.adversarial * of_batch * term
 
-    def _together(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+    def _exchanging(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients are exchanged with the last piece only."""
         if last or not isinstance(self._wrapped, DistributedDataParallel):
             return contextlib.nullcontext()

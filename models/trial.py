@@ -63,8 +63,7 @@ def trial(settings: TrainSettings, data: ArchiveData, measure: Loss, report: Rep
     Raises `SquallError` where a loss is no longer a number.
     """
     device = torch.device("cuda" if settings.gpu else "cpu")
-    torch.manual_seed(settings.seed)
-    learner = Learner(settings, settings.build_network(data.in_channels).to(device))
+    learner = Learner.start(settings, data, device=device)
     measured = Measured(learner.best_network, learner.loss, measure)
     own = replace(
         data,

@@ -25,7 +25,7 @@ from models.losses import get_loss
 from models.normalisation import RainNormalisation
 from models.ray_training import ray_cluster, ray_storage
 from models.tracking import flat
-from models.training import TrainSettings
+from models.training import CheckpointSettings, TrackingSettings, TrainSettings
 from models.trial import archive_data, trial, trial_settings
 from pipelines import storage
 from pipelines.errors import SquallError, UnknownNameError
@@ -38,8 +38,11 @@ REDUCTION = 2
 """One in so many goes on at a rung: η."""
 GIVEN = {
     *("start", "end", "past", "future", "crop", "normalisation", "samples_per_epoch"),
-    *("validation_fraction", "test_fraction", "split_seed"),
-    *("model", "run", "epochs", "workers", "gpu", "max_failures", "ray_address"),
+    *("validation_fraction", "validation_samples", "test_fraction", "split_seed"),
+    *("model", "run", "epochs", "early_stopping", "fine_tune", "baselines", "score_events"),
+    *("workers", "least_workers", "loaders", "gpu", "max_failures", "ray_address"),
+    *(f"checkpoint.{name}" for name in CheckpointSettings.model_fields),
+    *(f"tracking.{name}" for name in TrackingSettings.model_fields),
 }
 """What a space cannot vary: the task is one for all, and trials have a way of their own to run."""
 

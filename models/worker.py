@@ -12,11 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from models import checkpoints
-from models.adversary import Adversary
 from models.data import CPU, TrainingData, steps_per_epoch
 from models.learner import Learner, learning_rate
 from models.runs import Metrics, best_epoch, identity, stops
@@ -77,15 +75,9 @@ class Worker:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.tell, self.report, self.after_step = tell, report, after_step
         self.steps_per_epoch = steps_per_epoch(data)
-        torch.manual_seed(settings.seed)
-        network = settings.build_network(data.in_channels)
-        if weights is not None:
-            network.load_state_dict(weights)
-        adversary = None
-        if settings.adversarial:
-            channels = data.past_frames * data.in_channels + len(data.leads)
-            adversary = Adversary(channels, self._learning_together)
-        self.learner = Learner(settings, network.to(device), world_size, adversary)
+        self.learner = Learner.start(
+            settings, data, device=device, world_size=world_size, weights=weights
+        )
         self.history: list[Metrics] = []
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
         """Of the epoch so far: this worker's part of the losses, and of gradients' norms."""
@@ -93,10 +85,6 @@ class Worker:
             place, settings.checkpoint.keep, settings.checkpoint.patience.total_seconds()
         )
         self.begin = self._resume()
-
-    def _learning_together(self, module: nn.Module) -> nn.Module:
-        module = module.to(self.device)
-        return DistributedDataParallel(module) if self.world_size > 1 else module
 
     def _resume(self) -> int:
         """Take over the newest checkpoint, if there is one; the number of steps made."""
