@@ -11,8 +11,9 @@ READY  := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/squall demo $(if $(ARCHIVE),"$(ARCHIVE)" --source "$(SOURCE)")
 
+# Two processes, a module's tests in one of them: most of the time is spent waiting for servers.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The fast loop.
 check: lint

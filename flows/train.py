@@ -27,7 +27,7 @@ from flows.tasks import retrying
 from flows.verify import score_table
 from models import jobs
 from models.card import read_card, read_scores
-from models.run_status import RunStatus, read_status, reported
+from models.run_status import RunStatus, mark_stopped, read_status, reported
 from models.train import train_model
 from models.training import TrainSettings
 from pipelines import storage
@@ -130,6 +130,7 @@ def train_on_cluster(
                 tell(f"stopping job {name}")
                 jobs.stop(address, name)
                 tell(f"job {name}: stopped")
+            mark_stopped(root, run)
         raise
     status = read_status(root, run)
     if status is None or status.model is None:

@@ -94,6 +94,13 @@ def mark(root: str, run: str, state: State) -> None:
     _change(root, run, state=state)
 
 
+def mark_stopped(root: str, run: str) -> None:
+    """Say that a run was stopped, where it ended without saying so itself."""
+    status = read_status(root, run)
+    if status is not None and status.state not in ("done", "failed"):
+        _change(root, run, state="failed", error="stopped")
+
+
 def _change(root: str, run: str, **changes: object) -> None:
     last = read_status(root, run) or RunStatus(run, "starting")
     write_status(root, run, replace(last, **changes))  # type: ignore[arg-type]

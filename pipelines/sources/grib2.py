@@ -127,6 +127,9 @@ class Message:
         return np.asarray(gribberish.parse_grib_array(self.content, self.start))
 
     def _values_by_eccodes(self) -> NDArray[np.float64]:
+        importlib.import_module(
+            "sqlite3"
+        )  # first: eccodes brings an old SQLite, and it would be all's
         eccodes = importlib.import_module("eccodes")
         handle = eccodes.codes_new_from_message(self.content[self.start : self.end])
         try:

@@ -6,7 +6,14 @@ import time
 
 import pytest
 
-from models.run_status import RunStatus, read_status, reported, status_url, write_status
+from models.run_status import (
+    RunStatus,
+    mark_stopped,
+    read_status,
+    reported,
+    status_url,
+    write_status,
+)
 from pipelines import storage
 from pipelines.errors import SquallError
 
@@ -96,6 +103,17 @@ def test_a_status_that_is_none_is_a_clear_error(tmp_path, content):
     storage.write_bytes(status_url(str(tmp_path), "run"), content)
     with pytest.raises(SquallError, match=r"status of a run does not read.*status\.json"):
         read_status(str(tmp_path), "run")
+
+
+def test_who_stops_a_run_says_so_where_it_could_not_itself(tmp_path):
+    root = str(tmp_path)
+    mark_stopped(root, "unknown")
+    assert read_status(root, "unknown") is None
+    for state, expected in (("training", ("failed", "stopped")), ("done", ("done", None))):
+        write_status(root, "run", RunStatus("run", state, 3, 12))
+        mark_stopped(root, "run")
+        status = read_status(root, "run")
+        assert (status.state, status.error, status.step) == (*expected, 3)
 
 
 def test_the_file_is_plain_json(tmp_path):

@@ -69,7 +69,7 @@ def test_a_model_of_one_radar_is_trained_on_for_another_on_another_grid(radar_da
     settings = changed(**common, epochs=4, samples_per_epoch=64, batch_size=8)
     first = train_model(root, "knmi", knmi.url, settings)
     further = {"epochs": 1, "samples_per_epoch": 8, "batch_size": 8}
-    given = settings.model_dump(exclude={"network", "past", "normalisation"}) | further
+    given = settings.model_dump(exclude={"network", "past", "normalisation", "fine_tune"}) | further
     tuned = train_model(root, "fmi", fmi.url, type(settings)(**given, fine_tune="knmi"))
     alone = train_model(root, "fmi", fmi.url, settings.model_copy(update=further))
     card = read_card(root, *tuned.split("/"))
