@@ -1,9 +1,9 @@
 """What the tests share: a small synthetic radar with its archive, and builders of tiny stores."""
 
 import os
-import sqlite3  # noqa: F401  # before eccodes, which brings an old one that would be all's
 import signal
 import socket
+import sqlite3  # noqa: F401  # before eccodes, which brings an old one that would be all's
 import subprocess
 import sys
 import tempfile

@@ -179,6 +179,13 @@ def test_a_storage_that_refuses_for_a_while_changes_nothing(
     assert len(refused) >= 5
 
 
+def test_a_run_may_lie_in_an_object_store(run_data, undisturbed):
+    place = "memory://bucket/runs/r/checkpoints"
+    with pytest.raises(Stopped):
+        run(run_data, place, after_step=dying_at(7))
+    assert_same(run(run_data, place), undisturbed)
+
+
 def test_a_run_without_a_checkpoint_has_no_outcome(place):
     with pytest.raises(SquallError, match="left no checkpoint"):
         runs.outcome(place)
