@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {
         "workers": 2,
     }
 }
-"""A few minutes on two cores."""
+"""Small enough for two cores."""
 
 RECIPE: dict[str, Any] = {
     "train": {

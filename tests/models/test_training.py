@@ -19,6 +19,7 @@ SETTINGS = TrainSettings(
     samples_per_epoch=16,
     batch_size=4,
     workers=1,
+    tracking={"kind": "none"},
 )
 
 
@@ -44,7 +45,9 @@ def test_a_split_that_leaves_nothing_to_train_on_is_an_error():
         TrainSettings(validation_fraction=0.5, test_fraction=0.5)
 
 
-def test_training_is_given_no_frame_that_validates_or_is_kept_for_testing(archive, monkeypatch):
+def test_training_is_given_no_frame_that_validates_or_is_kept_for_testing(
+    archive, monkeypatch, tmp_path
+):
     class Given(Exception):
         pass
 
@@ -54,7 +57,7 @@ def test_training_is_given_no_frame_that_validates_or_is_kept_for_testing(archiv
     monkeypatch.setattr("models.train.fit", fit)
     split = {"validation_fraction": 0.2, "test_fraction": 0.3}
     with pytest.raises(Given) as given:
-        train_model("unused", "net", archive.url, SETTINGS.model_copy(update=split))
+        train_model(str(tmp_path), "net", archive.url, SETTINGS.model_copy(update=split))
     training, validation = given.value.args
     assert training.slots().stop <= validation.slots().start
     assert validation.slots().stop < archive.slot(archive.usable_times()[-1])
