@@ -39,16 +39,14 @@ def print_versions(entries: list[dict[str, Any]], where: str) -> None:
     if not entries:
         console.print(f"no model at {display(where)}", soft_wrap=True)
         return
-    rows = titled("Models", ("model", "", "made", "trained on", "scores (best baseline)"))
+    rows = titled("Models", ("version", "scores (best baseline)"))
     rows.columns[0].no_wrap = True
     for entry in entries:
-        rows.add_row(
-            entry["model"],
-            "champion" if entry["champion"] else "",
-            entry["created"][:16],
-            entry["window"] or "–",
-            "\n".join(_headline(one) for one in entry["headlines"]) or "–",
-        )
+        lines = [entry["model"], *(["champion"] if entry["champion"] else [])]
+        lines += [f"made {entry['created'][:16]}"]
+        lines += [f"on {entry['window']}"] if entry["window"] else []
+        scores = "\n".join(_headline(one) for one in entry["headlines"])
+        rows.add_row("\n".join(lines), scores or "–", end_section=True)
     console.print(rows)
 
 

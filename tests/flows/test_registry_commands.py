@@ -77,10 +77,11 @@ def test_versions_are_listed_with_champion_window_and_headlines(registry, made):
     assert registry("promote", made[0])[0] == 0
     code, text, _ = registry("list")
     assert code == 0
-    row = next(line for line in text.splitlines() if made[0] in line)
+    rows = text.split("├")
+    row = next(row for row in rows if made[0] in row)
     for part in (" champion ", "2024-06-01T00:00 to 2024-06-02T00:00", f"{net} (advection {best})"):
         assert part in row
-    row = next(line for line in text.splitlines() if made[1] in line)
+    row = next(row for row in rows if made[1] in row)
     assert "champion" not in row
     entries = {one["model"]: one for one in json.loads(registry("list", "net", "--json")[1])}
     assert set(entries) == set(made)
