@@ -192,7 +192,10 @@ def _messages(on_message: Callable[[Message], None] | None) -> Iterator[Any]:
 
     def follow() -> None:
         while (message := queue.get()) is not None:
-            on_message(message)
+            try:
+                on_message(message)
+            except Exception as error:  # a storage that refuses a status, say: the next one may do
+                log.warning("not shown: %s", error)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
