@@ -25,10 +25,11 @@ from pipelines.errors import (
     SquallError,
     TooFewFramesError,
 )
-from pipelines.forecasts import ensemble_mean, is_published, open_forecast, publish
+from pipelines.forecasts import ensemble_mean, is_published, open_forecast
 from pipelines.ingest import IngestSettings
 from pipelines.pictures import forecast_picture
 from pipelines.progress import bar
+from pipelines.publishing import publish
 from pipelines.times import time_text, utc
 
 log = logging.getLogger(__name__)
