@@ -1,4 +1,4 @@
-"""What happened to a forecast, as events of the Prefect server: automations and triggers follow them.
+"""What happened to a forecast, as events of the Prefect server for triggers and automations.
 
 An event is news, never a condition: none of these raises, and none waits for a server. They are
 put on a queue that a thread of Prefect's sends from; where there is no server to send to (a command
@@ -19,6 +19,8 @@ from pipelines.times import time_text
 
 log = logging.getLogger(__name__)
 
+Payload = dict[str, str | int]
+
 PUBLISHED = "squall.forecast.published"
 FALLBACK = "squall.forecast.fallback"
 REFUSED = "squall.forecast.refused"
@@ -36,7 +38,7 @@ def published(
     backfill: bool = False,
 ) -> None:
     """A forecast can be read at `url`. `model` made it; `quality` is its attribute."""
-    payload = {"revision": revision, "url": url, "model": model, "quality": quality}
+    payload: Payload = {"revision": revision, "url": url, "model": model, "quality": quality}
     _emit(PUBLISHED, product, init_time, payload, backfill=backfill)
 
 
@@ -62,7 +64,7 @@ def superseded(
     backfill: bool = False,
 ) -> None:
     """A published revision has a newer one: a frame came late, or corrected."""
-    payload = {"revision": revision, "superseded_by": by, "reason": reason}
+    payload: Payload = {"revision": revision, "superseded_by": by, "reason": reason}
     _emit(SUPERSEDED, product, init_time, payload, backfill=backfill)
 
 
@@ -70,7 +72,7 @@ def _emit(
     event: str,
     product: str,
     init_time: pd.Timestamp,
-    payload: dict[str, str | int],
+    payload: Payload,
     *,
     backfill: bool,
 ) -> None:

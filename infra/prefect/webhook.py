@@ -2,8 +2,8 @@
 
     python infra/prefect/webhook.py https://chat.example.org/hooks/abc
 
-The message is JSON, ``{"text": "subject, newline, body"}``, as Slack, Mattermost and others take it.
-Run it again to change the address: the block keeps its id.
+The message is JSON, ``{"text": "subject, newline, body"}``, as Slack, Mattermost and
+others take it. Run it again to change the address: the block keeps its id.
 """
 
 import sys

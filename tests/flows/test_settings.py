@@ -3,14 +3,8 @@ import json
 
 import pytest
 
-from flows.settings import (
-    SettingsError,
-    environment_name,
-    explain,
-    keys,
-    load_settings,
-    parse_assignments,
-)
+from flows.layers import SettingsError, environment_name, keys, parse_assignments
+from flows.settings import Settings, explain, load_settings
 from models.training import TrainSettings
 
 
@@ -41,7 +35,7 @@ def test_command_line_beats_environment_beats_toml_beats_default(tmp_path, monke
     assert found["train.batch_size"] == "SQUALL_TRAIN__BATCH_SIZE"
     assert found["train.seed"] == "squall.toml"
     assert found["train.workers"] == "default"
-    assert set(found) == set(keys())
+    assert set(found) == set(keys(Settings))
 
 
 def test_what_a_section_leaves_unset_does_not_override(monkeypatch):
@@ -103,7 +97,7 @@ def test_broken_toml_is_one_line(tmp_path):
 
 
 def test_every_key_can_be_set_by_its_variable(monkeypatch):
-    for key in keys():
+    for key in keys(Settings):
         monkeypatch.setenv(environment_name(key), "x")
     with pytest.raises(SettingsError, match="does not fit"):  # known, all of them; values bad
         load_settings()
