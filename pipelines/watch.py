@@ -194,7 +194,7 @@ def recent_skill(root: str, product: str) -> Skill | None:
     except FileNotFoundError:  # removed since
         return None
     with sums:
-        lowest = sums.isel(threshold=[int(sums["threshold"].argmin())]).load()
+        lowest = sums.sortby("threshold").isel(threshold=[0]).load()
     csi = scores(lowest)["csi"].isel(threshold=0)
     return Skill(utc(latest["made"]), float(csi["threshold"]), csi)
 

@@ -4,6 +4,7 @@ import json
 import pytest
 
 from flows.layers import SettingsError, environment_name, keys, parse_assignments
+from flows.options import Common, overrides_of
 from flows.settings import Settings, explain, load_settings
 from models.training import TrainSettings
 
@@ -160,3 +161,10 @@ def test_a_setting_that_is_a_table_of_its_own_is_replaced_whole(tmp_path, monkey
     assert origins(load_settings(**given), given)["tune.space"] == "command line"
     monkeypatch.setenv("SQUALL_TUNE__SPACE", json.dumps(space))
     assert load_settings().tune.space == space
+
+
+def test_an_option_that_is_not_given_leaves_what_set_says():
+    common = Common(set=["ingest.source=knmi", "product=town"])
+    given = overrides_of(common, ingest={"source": None, "location": "x"})
+    assert given == {"ingest": {"source": "knmi", "location": "x"}, "product": "town"}
+    assert overrides_of(common, ingest={"source": "odim"})["ingest"]["source"] == "odim"
