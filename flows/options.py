@@ -34,8 +34,8 @@ def settings_of(common: Common | None, defaults: dict[str, Any] | None = None, *
 
 def overrides_of(common: Common | None, **given: Any) -> dict[str, Any]:
     """Options of the command line as nested settings; named options win over --set."""
-    from flows.settings import merged, parse_assignments
+    from flows.layers import given_in, merged, parse_assignments
 
     common = common or Common()
     options = {"root": common.root, "product": common.product, **given}
-    return merged(parse_assignments(common.set), options)
+    return merged(parse_assignments(common.set), given_in(options))

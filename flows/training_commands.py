@@ -68,8 +68,8 @@ def tune(
     space: Settings of section train as JSON, each with choice, uniform, loguniform or integers.
     json: Print JSON.
     """
+    from flows.layers import parse_assignments
     from flows.report import print_json, print_tuned
-    from flows.settings import parse_assignments
     from flows.tune import tune_product
     from pipelines.storage import display
 

@@ -3,14 +3,9 @@ import json
 
 import pytest
 
-from flows.settings import (
-    SettingsError,
-    environment_name,
-    explain,
-    keys,
-    load_settings,
-    parse_assignments,
-)
+from flows.layers import SettingsError, environment_name, keys, parse_assignments
+from flows.options import Common, overrides_of
+from flows.settings import Settings, explain, load_settings
 from models.training import TrainSettings
 
 
@@ -41,7 +36,7 @@ def test_command_line_beats_environment_beats_toml_beats_default(tmp_path, monke
     assert found["train.batch_size"] == "SQUALL_TRAIN__BATCH_SIZE"
     assert found["train.seed"] == "squall.toml"
     assert found["train.workers"] == "default"
-    assert set(found) == set(keys())
+    assert set(found) == set(keys(Settings))
 
 
 def test_what_a_section_leaves_unset_does_not_override(monkeypatch):
@@ -103,7 +98,7 @@ def test_broken_toml_is_one_line(tmp_path):
 
 
 def test_every_key_can_be_set_by_its_variable(monkeypatch):
-    for key in keys():
+    for key in keys(Settings):
         monkeypatch.setenv(environment_name(key), "x")
     with pytest.raises(SettingsError, match="does not fit"):  # known, all of them; values bad
         load_settings()
@@ -166,3 +161,10 @@ def test_a_setting_that_is_a_table_of_its_own_is_replaced_whole(tmp_path, monkey
     assert origins(load_settings(**given), given)["tune.space"] == "command line"
     monkeypatch.setenv("SQUALL_TUNE__SPACE", json.dumps(space))
     assert load_settings().tune.space == space
+
+
+def test_an_option_that_is_not_given_leaves_what_set_says():
+    common = Common(set=["ingest.source=knmi", "product=town"])
+    given = overrides_of(common, ingest={"source": None, "location": "x"})
+    assert given == {"ingest": {"source": "knmi", "location": "x"}, "product": "town"}
+    assert overrides_of(common, ingest={"source": "odim"})["ingest"]["source"] == "odim"

@@ -1,0 +1,147 @@
+"""The state of a service as Prometheus metrics: a text file, or an endpoint asked again and again.
+
+All are gauges of what is there now, computed when they are asked for; latency is a summary whose
+quantiles are over the forecasts of the 24 hours up to the newest frame.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from prometheus_client import CollectorRegistry, generate_latest, write_to_textfile
+from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+
+from pipelines.latency import ROWS
+from pipelines.watch import ServiceStatus
+
+QUANTILES = (0.5, 0.95, 1.0)
+
+
+class StatusCollector:
+    """Looks at a service whenever its metrics are collected.
+
+    Parameters
+    ----------
+    look : gives the status and a line for every limit that is crossed
+    """
+
+    def __init__(self, look: Callable[[], tuple[ServiceStatus, list[str]]]) -> None:
+        self.look = look
+
+    def collect(self) -> Iterator[Metric]:
+        """The metrics of this moment."""
+        yield from metric_families(*self.look())
+
+    def describe(self) -> list[Metric]:
+        """Nothing: nobody has to look in order to register."""
+        return []
+
+
+def registry(look: Callable[[], tuple[ServiceStatus, list[str]]]) -> CollectorRegistry:
+    """A registry of its own: the process's metrics are not among them."""
+    own = CollectorRegistry()
+    own.register(StatusCollector(look))
+    return own
+
+
+def metrics(status: ServiceStatus, lines: list[str]) -> CollectorRegistry:
+    """The metrics of a status already known."""
+    return registry(lambda: (status, lines))
+
+
+def text(status: ServiceStatus, lines: list[str]) -> str:
+    """In Prometheus' text format."""
+    return generate_latest(metrics(status, lines)).decode()
+
+
+def write_metrics(path: str, status: ServiceStatus, lines: list[str]) -> None:
+    """A text file for the node exporter's collector, replaced as a whole."""
+    write_to_textfile(path, metrics(status, lines))
+
+
+def metric_families(status: ServiceStatus, lines: list[str]) -> Iterator[Metric]:
+    """All metrics; one whose value is not known is left out."""
+    of = [status.product]
+
+    def gauge(name: str, help_: str, value: float | None) -> Iterator[Metric]:
+        if value is not None:
+            family = GaugeMetricFamily(name, help_, labels=["product"])
+            family.add_metric(of, value)
+            yield family
+
+    age, forecast_age = status.frame_age, status.forecast_age
+    yield from gauge(
+        "squall_newest_frame_age_seconds",
+        "Time since the valid time of the archive's newest usable frame.",
+        None if age is None else age.total_seconds(),
+    )
+    yield from gauge(
+        "squall_newest_forecast_age_seconds",
+        "Time since the init time of the newest published forecast.",
+        None if forecast_age is None else forecast_age.total_seconds(),
+    )
+    yield from gauge(
+        "squall_gaps", "Missing frames in the 24 hours up to the newest one.", len(status.gaps)
+    )
+    yield from gauge(
+        "squall_frames_without_forecast",
+        "Frames of the 24 hours up to the newest one without a forecast, older than the newest.",
+        len(status.unforecast),
+    )
+    yield from gauge(
+        "squall_frames_waiting",
+        "Frames newer than the newest forecast.",
+        len(status.waiting),
+    )
+    yield from gauge(
+        "squall_limits_crossed", "Limits of the settings that are crossed: 0 is well.", len(lines)
+    )
+    forecasts = GaugeMetricFamily(
+        "squall_forecasts",
+        "Forecasts of the 24 hours up to the newest frame, by quality.",
+        labels=["product", "quality"],
+    )
+    for quality in sorted({"good", "degraded", "fallback", *status.qualities}):
+        forecasts.add_metric([*of, quality], status.qualities[quality])
+    yield forecasts
+    if status.newest_forecast is not None:
+        newest = GaugeMetricFamily(
+            "squall_newest_forecast_info",
+            "Always 1: model and quality of the newest forecast.",
+            labels=["product", "model", "quality"],
+        )
+        model = str(status.newest_forecast.attributes.get("model", "unknown"))
+        newest.add_metric([*of, model, status.newest_forecast.quality], 1)
+        yield newest
+    if status.skill is not None:
+        csi = GaugeMetricFamily(
+            "squall_csi",
+            "Critical success index of the last verification, at its lowest threshold.",
+            labels=["product", "forecaster", "threshold_mm_h", "lead_time_seconds"],
+        )
+        for name, lead, value in status.skill.values():
+            if not np.isnan(value):
+                labels = [*of, name, f"{status.skill.threshold:g}", f"{lead.total_seconds():g}"]
+                csi.add_metric(labels, value)
+        yield csi
+    yield latency_family(status)
+
+
+def latency_family(status: ServiceStatus) -> Metric:
+    """Seconds by stage, `total` and `wait` included."""
+    family = SummaryMetricFamily(
+        "squall_latency_seconds",
+        "From visible frame to readable forecast, by stage, over the 24 hours up to the newest "
+        "frame; quantile 1 is the longest.",
+        labels=["product", "stage"],
+    )
+    seconds = status.latency.seconds
+    for stage in ROWS:
+        labels = [status.product, stage]
+        for quantile in QUANTILES if len(seconds) else ():
+            family.add_sample(
+                "squall_latency_seconds",
+                {"product": status.product, "stage": stage, "quantile": f"{quantile:g}"},
+                float(seconds[stage].quantile(quantile)),
+            )
+        family.add_metric(labels, count_value=len(seconds), sum_value=float(seconds[stage].sum()))
+    return family

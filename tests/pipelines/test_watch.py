@@ -1,0 +1,224 @@
+"""The state of a service: ages, gaps, forecasts, the model, its skill, and the limits crossed."""
+
+import datetime as dt
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from pipelines import storage, watch
+from pipelines.archive import Status, archive_url
+from pipelines.errors import NotFoundError
+from pipelines.scores import contingency, save_sums
+from pipelines.watch import WatchSettings, as_dict, crossed, look, recent_status
+from tests.service import PRODUCT, publish_by_hand
+
+STEP = pd.Timedelta("5min")
+START = pd.Timestamp("2024-06-01T00:00")
+
+
+@pytest.fixture
+def root(tmp_path):
+    return str(tmp_path)
+
+
+@pytest.fixture
+def archive_of(root, build_archive):
+    """An archive of the product with frames at some slots from midnight."""
+
+    def build(frames, slots=288, **options):
+        field = np.ones((8, 8))
+        fields = dict.fromkeys(frames, field)
+        return build_archive(archive_url(root, PRODUCT), fields, slots=slots, **options)
+
+    return build
+
+
+def at(*slots):
+    return [START + slot * STEP for slot in slots]
+
+
+def test_newest_frame_and_forecast_and_their_ages(root, grid, archive_of):
+    archive_of(range(10))
+    publish_by_hand(root, grid, at(7)[0])
+    publish_by_hand(root, grid, at(8)[0], model="advection", quality="fallback")
+    publish_by_hand(root, grid, at(8)[0], 2, model="net/1", quality="good")
+    status = look(root, PRODUCT, time=at(9)[0] + pd.Timedelta("3min"))
+    assert status.newest_frame == at(9)[0]
+    assert status.frame_age == pd.Timedelta("3min")
+    assert status.newest_forecast.revision == 2
+    assert status.newest_forecast.attributes["model"] == "net/1"
+    assert status.forecast_age == pd.Timedelta("8min")
+    assert status.qualities == {"good": 2}, "a revision counts instead of what it supersedes"
+
+
+def test_gaps_are_the_timesteps_without_a_usable_frame_up_to_the_newest_one(root, archive_of):
+    archive = archive_of([2, 3, 5, 8])
+    archive.commit([], {at(6)[0]: Status.BAD, at(5)[0]: Status.LATE})
+    status = look(root, PRODUCT, time=at(20)[0])
+    assert status.gaps == dict(zip(at(4, 6, 7), ["missing", "bad", "missing"], strict=True))
+
+
+def test_frames_that_were_moved_into_the_training_layout_are_no_gaps(root, archive_of):
+    archive = archive_of([1, 2, 3, 4])
+    archive.commit([], dict.fromkeys(at(1, 2), Status.MOVED))
+    assert look(root, PRODUCT).gaps == {}
+
+
+def test_the_day_is_the_24_hours_up_to_the_newest_frame(root, grid, archive_of):
+    frames = set(range(600)) - {100, 311, 312, 400}
+    archive = archive_of(frames, slots=2 * 288 + 288)
+    publish_by_hand(root, grid, at(100)[0])
+    day = recent_status(archive)
+    assert (day.index[0], day.index[-1]) == (at(312)[0], at(599)[0])
+    status = look(root, PRODUCT)
+    assert list(status.gaps) == at(312, 400)
+    assert sum(status.qualities.values()) == 0, "the one forecast is older"
+    assert status.waiting == [time for time in at(*range(312, 600)) if time not in status.gaps]
+
+
+@pytest.mark.parametrize("newest", [0, 286, 287, 288, 575, 576, 900])
+def test_the_newest_frame_is_found_whatever_lies_behind_it(archive_of, newest):
+    archive = archive_of([0, newest], slots=1440)
+    day = recent_status(archive)
+    assert day.index[-1] == at(newest)[0]
+    assert day.index[0] == at(max(0, newest - 287))[0]
+
+
+def test_no_status_before_the_last_days_is_read(archive_of, monkeypatch):
+    archive = archive_of([0, 2000], slots=2160)
+    read = []
+
+    class Watched:
+        def __init__(self, array):
+            self.array = array
+
+        def __getitem__(self, slots):
+            read.append(slots)
+            return self.array[slots]
+
+    monkeypatch.setattr(archive, "group", {"status": Watched(archive.group["status"])})
+    assert len(recent_status(archive)) == 288
+    assert min(slots.start for slots in read) >= 2000 - 288
+
+
+def test_an_archive_without_a_frame_has_no_day(root, archive_of):
+    archive = archive_of([])
+    assert len(recent_status(archive)) == 0
+    status = look(root, PRODUCT)
+    assert crossed(status, WatchSettings()) == ["no frame", "no forecast"]
+    assert as_dict(status, [])["newest_frame"] is None
+
+
+def test_no_archive_is_an_error(root):
+    with pytest.raises(NotFoundError, match="no archive"):
+        look(root, PRODUCT)
+
+
+def test_frames_without_a_forecast_from_the_oldest_there_is_to_the_newest(root, grid, archive_of):
+    archive_of(range(10))
+    for time in at(3, 5, 7):
+        publish_by_hand(root, grid, time)
+    status = look(root, PRODUCT)
+    assert status.unforecast == at(4, 6)
+    assert status.waiting == at(8, 9)
+
+
+def test_no_listing_is_made_where_every_frame_has_its_forecast(root, grid, archive_of, monkeypatch):
+    archive_of(range(3))
+    for time in at(0, 1, 2):
+        publish_by_hand(root, grid, time)
+    monkeypatch.setattr(storage, "names", None)  # which would be called
+    assert look(root, PRODUCT).unforecast == []
+
+
+def test_the_champion_of_the_model_that_was_asked_for(root, grid, archive_of):
+    archive_of([0])
+    assert look(root, PRODUCT).champion is None
+    for name, version in ((PRODUCT, "v1"), ("rain", "v9")):
+        storage.write_json(
+            storage.join(root, "models", name, "champion.json"), {"version": version}
+        )
+    assert look(root, PRODUCT).champion == f"{PRODUCT}/v1"
+    publish_by_hand(root, grid, at(0)[0], model="advection", requested_model="rain/v9")
+    assert look(root, PRODUCT).champion == "rain/v9"
+
+
+def test_recent_skill_is_csi_at_the_lowest_threshold(root, archive_of):
+    """Observed: 6 of 8 rows wet. One forecaster has 4 of them: 4/6; one has rain all over: 6/8."""
+    archive_of([0])
+    assert look(root, PRODUCT).skill is None
+    leads = pd.timedelta_range("5min", periods=2, freq="5min")
+    zeros = xr.DataArray(
+        np.zeros((2, 8, 8)), dims=("lead_time", "y", "x"), coords={"lead_time": leads}
+    )
+    row = xr.DataArray(np.arange(8), dims="y")
+    observed = zeros + (row < 6)
+    parts = [contingency(zeros + wet, observed, (5.0, 0.5)) for wet in (row < 4, row < 8)]
+    sums = xr.concat(parts, pd.Index(["net/1", "persistence"], name="forecaster", dtype=object))
+    save_sums(root, PRODUCT, sums)
+    skill = look(root, PRODUCT).skill
+    assert skill.threshold == 0.5
+    assert list(skill.values()) == [
+        (name, lead, pytest.approx(csi))
+        for name, csi in (("net/1", 4 / 6), ("persistence", 6 / 8))
+        for lead in leads
+    ]
+    told = as_dict(look(root, PRODUCT), [])["skill"]["csi"]
+    assert told["persistence"] == {"5min": 0.75, "10min": 0.75}
+    folder = storage.join(root, "scores", PRODUCT)
+    name = storage.read_json(f"{folder}/latest.json")["scores"]
+    storage.remove(f"{folder}/{name}")
+    assert look(root, PRODUCT).skill is None, "scores that were removed since are none"
+
+
+LIMITS = {
+    "oldest_frame": ("the newest frame is 10min old; limit 9min", dt.timedelta(minutes=9)),
+    "oldest_forecast": ("the newest forecast is 15min old; limit 14min", dt.timedelta(minutes=14)),
+    "most_gaps": ("2 frames missing in 24h; limit 1", 1),
+    "most_unforecast": ("1 frames without a forecast in 24h; limit 0", 0),
+    "largest_fallback": ("25% of 24h's forecasts are fallback; limit 20%", 0.2),
+    "largest_degraded": ("50% of 24h's forecasts are degraded; limit 49%", 0.49),
+}
+EXACT = {
+    "oldest_frame": dt.timedelta(minutes=10),
+    "oldest_forecast": dt.timedelta(minutes=15),
+    "most_gaps": 2,
+    "most_unforecast": 1,
+    "largest_fallback": 0.25,
+    "largest_degraded": 0.5,
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_every_limit_that_is_crossed_is_a_line(root, grid, archive_of, name):
+    archive_of([0, 1, 4, 5, 6, 7])
+    for time, quality in zip(
+        at(0, 1, 4, 6), ("good", "fallback", "degraded", "degraded"), strict=True
+    ):
+        publish_by_hand(root, grid, time, quality=quality)
+    status = look(root, PRODUCT, time=at(9)[0])
+    assert crossed(status, WatchSettings(**EXACT)) == []
+    line, limit = LIMITS[name]
+    assert crossed(status, WatchSettings(**EXACT | {name: limit})) == [line]
+
+
+def test_the_status_is_json(root, grid, archive_of):
+    archive_of([0, 2])
+    publish_by_hand(root, grid, at(2)[0])
+    status = look(root, PRODUCT, time=at(3)[0])
+    told = json.loads(json.dumps(as_dict(status, ["late"])))
+    assert not told["ok"]
+    assert told["limits_crossed"] == ["late"]
+    assert told["gaps"] == {"2024-06-01T00:05:00Z": "missing"}
+    assert told["newest_forecast"]["init_time"] == "2024-06-01T00:10:00Z"
+    assert told["newest_forecast_age_seconds"] == 300
+    assert told["latency"]["seconds"]["total"]["p50"] == 10
+
+
+def test_the_oldest_forecast_is_only_asked_for_where_one_is_missing(root, archive_of):
+    archive_of([0])
+    assert look(root, PRODUCT).waiting == at(0)
+    assert watch.newest_record(root, PRODUCT) is None
