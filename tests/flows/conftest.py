@@ -1,14 +1,16 @@
 """Servers and commands for the tests of the flows."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +52,26 @@ class Prefect:
             check=False,
         )
 
+    def api(self, path: str, body: dict | None = None, method: str = "POST") -> Any:
+        """What the server's API answers."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            data=json.dumps(body or {}).encode() if method != "GET" else None,
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return json.loads(response.read() or "null")
+
+    def tell(self, call: str) -> None:
+        """Send an event: a call of a function of `flows.events`, with TIME an init_time."""
+        code = (
+            "import pandas as pd; from flows import events; "
+            f"TIME = pd.Timestamp('2024-06-01T05:00'); events.{call}"
+        )
+        sent = self.run("python", "-c", code)
+        assert sent.returncode == 0, sent.stderr
+
 
 @pytest.fixture(scope="session")
 def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
@@ -72,6 +94,14 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
         finally:
             server.terminate()
             server.wait(timeout=30)
+
+
+def wait_for(found: Callable[[], Any], within_s: float = DEADLINE_S) -> Any:
+    """The first answer that is not empty; the last one when the time is over."""
+    end = time.monotonic() + within_s
+    while not (answer := found()) and time.monotonic() < end:
+        time.sleep(0.5)
+    return answer
 
 
 def _wait_until_healthy(url: str, server: subprocess.Popen[bytes], log: Path) -> None:

@@ -1,37 +1,38 @@
 """A Prefect server and a worker run the deployments of prefect.yaml, on a schedule."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import time
-import urllib.request
 
 import pytest
 
 from pipelines.forecasts import open_forecasts, published_init_times
 
-from .conftest import BIN, DEADLINE_S, ROOT, Prefect
+from .conftest import BIN, DEADLINE_S, ROOT, Prefect, wait_for
 
 pytestmark = pytest.mark.slow
 
 
-def api(prefect: Prefect, path: str, body: dict) -> list:
-    request = urllib.request.Request(
-        f"{prefect.url}{path}",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
+DEPLOYMENTS = {
+    "nowcast": "nowcast",
+    "backfill": "nowcast",
+    "verify": "verify",
+    "train": "train",
+    "ingest": "ingest",
+    "compact": "compact",
+    "validate": "validate",
+}
+"""Deployments and their flows."""
 
 
-def finished_runs(prefect: Prefect, deployment: str) -> list[dict]:
-    ended = {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}
-    chosen = {"deployment_id": {"any_": [deployment]}, "state": ended}
-    return api(prefect, "/flow_runs/filter", {"flow_runs": chosen})
+def runs_of(prefect: Prefect, deployment: dict, *states: str) -> list[dict]:
+    chosen: dict = {"deployment_id": {"any_": [deployment["id"]]}}
+    if states:
+        chosen["state"] = {"type": {"any_": list(states)}}
+    return prefect.api("/flow_runs/filter", {"flow_runs": chosen})
 
 
 @pytest.fixture(scope="module")
@@ -53,23 +54,103 @@ def project(tmp_path_factory, synthetic):
     return folder, inbox, files[-3:]
 
 
-def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, project):
-    folder, inbox, coming = project
-    root = str(folder / "store")
+@pytest.fixture(scope="module")
+def deployed(prefect, project):
+    """The deployments as the server knows them, by name."""
+    folder, _, _ = project
     created = prefect.run("prefect", "work-pool", "create", "squall", "--type", "process")
     assert created.returncode == 0, created.stderr
-    deployed = prefect.run("prefect", "--no-prompt", "deploy", "--all", cwd=folder)
-    assert deployed.returncode == 0, deployed.stdout + deployed.stderr
-    deployments = api(prefect, "/deployments/filter", {})
-    names = {deployment["name"]: deployment for deployment in deployments}
-    assert set(names) == {"scheduled", "on-demand", "nightly", "hourly", "weekly"}
-    scheduled = names["scheduled"]
-    assert scheduled["schedules"][0]["active"]
-    form = scheduled["parameter_openapi_schema"]["definitions"]["NowcastSettings"]["properties"]
+    made = prefect.run("prefect", "--no-prompt", "deploy", "--all", cwd=folder)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return {one["name"]: one for one in prefect.api("/deployments/filter")}
+
+
+def test_every_deployment_runs_its_flow_and_says_what_it_does(prefect, deployed):
+    flows = {flow["id"]: flow["name"] for flow in prefect.api("/flows/filter")}
+    assert {name: flows[one["flow_id"]] for name, one in deployed.items()} == DEPLOYMENTS
+    for one in deployed.values():
+        assert one["description"]
+        assert "squall" in one["tags"]
+
+
+def test_parameters_are_forms_with_descriptions(deployed):
+    def schema(name):
+        return deployed[name]["parameter_openapi_schema"]
+
+    form = schema("nowcast")["definitions"]["NowcastSettings"]["properties"]
     assert form["lead_time"]["description"]
+    for end in ("since", "until"):
+        assert schema("backfill")["properties"][end]["description"]
+    for section in schema("verify")["definitions"].values():
+        assert all(field["description"] for field in section["properties"].values())
+
+
+def test_nothing_but_ingest_runs_twice_at_a_time_and_a_backfill_beside_a_nowcast(deployed):
+    alone = {name for name, one in deployed.items() if one["global_concurrency_limit"]}
+    assert alone == set(DEPLOYMENTS) - {"ingest"}
+    for name in alone:
+        assert deployed[name]["global_concurrency_limit"]["limit"] == 1
+        assert deployed[name]["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
+    limits = [deployed[name]["global_concurrency_limit"]["id"] for name in ("nowcast", "backfill")]
+    assert limits[0] != limits[1]
+
+
+def test_what_runs_by_itself_and_what_waits_to_be_switched_on(deployed):
+    active = {
+        name: [schedule["active"] for schedule in one["schedules"]]
+        for name, one in deployed.items()
+    }
+    assert active == {
+        "nowcast": [True],
+        "verify": [True],
+        "backfill": [],
+        "ingest": [],
+        "train": [False],
+        "compact": [False],
+        "validate": [False],
+    }
+
+
+def test_a_schedule_is_switched_off_and_on_through_the_api(prefect, deployed):
+    verify = deployed["verify"]
+    schedule = verify["schedules"][0]["id"]
+
+    def switch(active):
+        path = f"/deployments/{verify['id']}/schedules/{schedule}"
+        prefect.api(path, {"active": active}, method="PATCH")
+
+    def due():
+        return runs_of(prefect, verify, "SCHEDULED")
+
+    assert wait_for(due), "switched on, runs are due"
+    switch(False)
+    assert wait_for(lambda: not due()), "switched off, none is"
+    switch(True)
+    assert wait_for(due)
+
+
+def test_a_published_forecast_is_verified_with_the_recent_ones(prefect, deployed):
+    """Whoever backfills a year does not start as many verifications."""
+
+    def triggered():
+        runs = runs_of(prefect, deployed["verify"])
+        return [run for run in runs if not run["auto_scheduled"]]
+
+    call = "published('town', TIME, 1, 'x', 'persistence', 'good', backfill={})"
+    prefect.tell(call.format(True))
+    prefect.tell(call.format(False))
+    (run,) = wait_for(triggered)
+    assert run["parameters"] == {"verify": {"since": "3h"}}
+    assert run["created_by"]["type"] == "AUTOMATION"
+
+
+def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, project, deployed):
+    folder, inbox, coming = project
+    root = str(folder / "store")
+    nowcast = deployed["nowcast"]
     # The same schedule, but every 20 s, so that a test can wait for it.
-    prefect.run("prefect", "deployment", "schedule", "clear", "nowcast/scheduled", "-y")
-    every = ("schedule", "create", "nowcast/scheduled", "--interval", "20")
+    prefect.run("prefect", "deployment", "schedule", "clear", "nowcast/nowcast", "-y")
+    every = ("schedule", "create", "nowcast/nowcast", "--interval", "20")
     again = prefect.run("prefect", "deployment", *every)
     assert again.returncode == 0, again.stdout + again.stderr
 
@@ -88,7 +169,7 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
             end = time.monotonic() + 2 * DEADLINE_S
             while time.monotonic() < end and (len(finished) < 3 or published < 3):
                 time.sleep(1)
-                finished = finished_runs(prefect, scheduled["id"])
+                finished = runs_of(prefect, nowcast, "COMPLETED", "FAILED", "CRASHED")
                 if len(published_init_times(root, "town")) > published:
                     published += 1
                     shutil.copy2(coming[published - 1], inbox)  # the next frame arrives
@@ -105,5 +186,5 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
     assert all(run["auto_scheduled"] for run in finished), "runs came from the schedule"
     forecasts = open_forecasts(root, "town")
     assert dict(forecasts.sizes)["lead_time"] == 3
-    artifacts = {a["key"] for a in api(prefect, "/artifacts/latest/filter", {})}
+    artifacts = {a["key"] for a in prefect.api("/artifacts/latest/filter")}
     assert {"nowcast-report", "nowcast-picture"} <= artifacts
