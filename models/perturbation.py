@@ -134,7 +134,7 @@ def smooth_noise(
 
     Opposite edges are neighbours, so that all pixels are alike.
     """
-    from scipy.ndimage import gaussian_filter1d
+    from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped]
 
     noise = rng.standard_normal(shape, dtype=np.float32)
     for axis, (size, pixels) in enumerate(zip(shape, scale, strict=True)):
@@ -151,7 +151,7 @@ def moved(frame: NDArray[np.float32], rows: float, columns: float) -> NDArray[np
 
     What was not observed stays so; what comes from where nothing was observed stays what it was.
     """
-    from scipy.ndimage import shift
+    from scipy.ndimage import shift  # type: ignore[import-untyped]
 
     there = shift(frame, (rows, columns), order=1, cval=np.nan)
     return np.where(np.isnan(frame) | np.isnan(there), frame, there)
