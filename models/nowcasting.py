@@ -24,7 +24,7 @@ from models.card import read_card
 from models.forecaster import Forecaster
 from models.isolation import About, ForecasterLostError, Isolated
 from models.past import Past, read_past
-from models.prediction import get_forecaster
+from models.prediction import ServingSettings, serving_forecaster
 from models.registry import champion
 from pipelines.archive import Archive
 from pipelines.errors import TooFewFramesError
@@ -71,7 +71,6 @@ class NowcastSettings(Section):
         dt.timedelta(minutes=1),
         description="How long the model may take; at most half a timestep. Then advection it is.",
     )
-    threads: int = Field(2, ge=1, description="PyTorch's threads in the model's process.")
     most_rain_mm_h: float = Field(
         500.0, gt=0, description="A forecast of more rain than this anywhere is not believed."
     )
@@ -85,6 +84,7 @@ class NowcastSettings(Section):
         description="Frames this much older than the newest still get their nowcast, or a new one "
         "when a frame it is made from comes late or is corrected.",
     )
+    serving: ServingSettings = ServingSettings()
     products: ProductSettings = ProductSettings()
 
 
@@ -135,8 +135,9 @@ class Nowcaster:
             if wanted in BASELINES
             else read_card(self._root, name, version).past_frames
         )
-        recipe = partial(get_forecaster, self._root, wanted)
-        return max(frames, 2), Isolated(recipe, threads=self.settings.threads)
+        serving = self.settings.serving
+        recipe = partial(serving_forecaster, self._root, wanted, serving)
+        return max(frames, 2), Isolated(recipe, threads=serving.threads)
 
     def __enter__(self) -> Self:
         return self

@@ -6,7 +6,8 @@ the beam was weakened on its way. So a member's rain is multiplied by a smooth r
 
     R'(t, y, x) = R(t, y, x) · exp(s·n(y, x) − s²/2),    s = noise_db · ln(10) / 10
 
-with n Gaussian noise of variance 1, correlated over `scale_km`; −s²/2 makes the factor 1 on average.
+with n Gaussian noise of variance 1, correlated over `scale_km`; −s²/2 makes the factor
+1 on average.
 The same n for all past frames: noise that changes from frame to frame would look like rain that
 grows and decays, which a network would forecast to go on.
 
@@ -151,7 +152,7 @@ def moved(frame: NDArray[np.float32], rows: float, columns: float) -> NDArray[np
 
     What was not observed stays so; what comes from where nothing was observed stays what it was.
     """
-    from scipy.ndimage import shift  # type: ignore[import-untyped]
+    from scipy.ndimage import shift
 
     there = shift(frame, (rows, columns), order=1, cval=np.nan)
     return np.where(np.isnan(frame) | np.isnan(there), frame, there)
