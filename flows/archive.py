@@ -30,13 +30,13 @@ def compact(
 ) -> CompactReport:
     """Copy what is new into the training layout, verified; let go of old live frames if asked.
 
-    Parameters
-    ----------
-    root, product : override squall.toml and the environment where given
-    ingest : its `workers` and `scheduler` do the work
-    drop_before : drop live frames before this time, UTC; they stay in the training layout
-    keep_days : the same, counted back from now
-    progress : show a bar
+    Args:
+        root: Where the stores are; as squall.toml and the environment say, if not given.
+        product: Which archive; likewise.
+        ingest: Its `workers` and `scheduler` do the work.
+        drop_before: Drop live frames before this time, UTC; they stay in the training layout.
+        keep_days: The same, counted back from now.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, ingest=ingest)
     before = utc(drop_before) if drop_before else None
@@ -63,12 +63,12 @@ def validate(
 ) -> ValidationReport:
     """Check every frame of an archive against its manifest.
 
-    Parameters
-    ----------
-    root, product : override squall.toml and the environment where given
-    ingest : its `workers` and `scheduler` do the work
-    repair : set slots with a problem to missing, so that the next ingest reads their files again
-    progress : show a bar
+    Args:
+        root: Where the stores are; as squall.toml and the environment say, if not given.
+        product: Which archive; likewise.
+        ingest: Its `workers` and `scheduler` do the work.
+        repair: Set slots with a problem to missing; the next ingest reads their files again.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, ingest=ingest)
     report = validate_task(

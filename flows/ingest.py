@@ -29,11 +29,13 @@ def ingest(
     Run it as often as you like: what is settled is not read again. A bad file ends as a status and
     a manifest row.
 
-    Parameters
-    ----------
-    root, product, ingest : override squall.toml and the environment where given
-    start, end : only frames of this period, UTC
-    progress : show a bar
+    Args:
+        root: Where the stores are; as squall.toml and the environment say, if not given.
+        product: Which archive; likewise.
+        ingest: Where the files are and how they are read; likewise, each of its settings.
+        start: Only frames at or after this time, UTC.
+        end: Only frames at or before this time, UTC.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, ingest=ingest)
     report = ingest_task(

@@ -66,12 +66,13 @@ def train(
     Submitted to a cluster, the training is a Ray job that lives as long as this flow run: a retry
     of the run finds its job again, cancelling it stops the job.
 
-    Parameters
-    ----------
-    root, product, train : override squall.toml and the environment where given
-    submit : train on the Ray cluster whose dashboard is at this address, http://HEAD:8265
-    environment : names of further variables that the job gets; the cluster's users can see them
-    progress : show a bar and, of a job, its log
+    Args:
+        root: Where the stores are; as squall.toml and the environment say, if not given.
+        product: Which archive; likewise.
+        train: The network and how it learns; likewise, each of its settings.
+        submit: Train on the Ray cluster whose dashboard is at this address, http://HEAD:8265.
+        environment: Names of further variables that the job gets; the cluster's users see them.
+        progress: Show a bar and, of a job, its log.
     """
     settings = load_settings(root=root, product=product, train=train)
     root, product = settings.root, settings.product

@@ -93,10 +93,11 @@ def verify(
 ) -> VerifyReport:
     """Score the published forecasts of a product against its archive.
 
-    Parameters
-    ----------
-    root, product, verify : override squall.toml and the environment where given
-    progress : show a bar
+    Args:
+        root: Where the stores are; as squall.toml and the environment say, if not given.
+        product: Which archive; likewise.
+        verify: What is scored, and how; likewise, each of its settings.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, verify=verify)
     report = verify_task(settings.root, settings.product, settings.verify, progress=progress)

@@ -18,7 +18,6 @@ from models.run_status import RunStatus, read_status, write_status
 from models.training import TrainSettings
 
 from .conftest import BIN, DEADLINE_S, ROOT, Prefect
-from .test_deployments import api
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,7 +63,7 @@ def job_states(address: str) -> dict[str, str]:
 
 def data_of(prefect: Prefect, key: str) -> Any:
     chosen = {"artifacts": {"key": {"any_": [key]}}}
-    return api(prefect, "/artifacts/latest/filter", chosen)[0]["data"]
+    return prefect.api("/artifacts/latest/filter", chosen)[0]["data"]
 
 
 def test_the_command_finds_the_job_that_trains_its_run_and_follows_it_to_the_model(
@@ -135,8 +134,8 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
 
     made("work-pool", "create", "training", "--type", "process")
     made("deploy", "flows/train.py:train", "--name", "cancelled", "--pool", "training")
-    (deployment,) = api(
-        prefect, "/deployments/filter", {"deployments": {"name": {"any_": ["cancelled"]}}}
+    (deployment,) = prefect.api(
+        "/deployments/filter", {"deployments": {"name": {"any_": ["cancelled"]}}}
     )
     settings = {"run": "cancelled", "epochs": 10_000}
     parameters = {"submit": ray_head, "train": settings, "root": str(project / "store")}
@@ -150,8 +149,7 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
             start_new_session=True,
         )
         try:
-            created = api(
-                prefect,
+            created = prefect.api(
                 f"/deployments/{deployment['id']}/create_flow_run",
                 {"parameters": parameters, "state": {"type": "SCHEDULED"}},
             )
@@ -161,15 +159,14 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
             status = RunStatus("cancelled", "training", step=1, steps=4)
             write_status(str(project / "store"), "cancelled", status)
             wait_for(lambda: float(data_of(prefect, "training-progress")) == 25)
-            api(
-                prefect,
+            prefect.api(
                 f"/flow_runs/{created['id']}/set_state",
                 {"state": {"type": "CANCELLING"}},
             )
             wait_for(lambda: job_states(ray_head)[job] == "STOPPED")
             chosen = {"flow_runs": {"id": {"any_": [created["id"]]}}}
             wait_for(
-                lambda: api(prefect, "/flow_runs/filter", chosen)[0]["state_type"] == "CANCELLED"
+                lambda: prefect.api("/flow_runs/filter", chosen)[0]["state_type"] == "CANCELLED"
             )
         except AssertionError as error:
             raise AssertionError((project / "worker.log").read_text()[-4000:]) from error
@@ -180,5 +177,5 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
     of_run = {"logs": {"flow_run_id": {"any_": [created["id"]]}}, "limit": 200}
-    told = [record["message"] for record in api(prefect, "/logs/filter", of_run)]
+    told = [record["message"] for record in prefect.api("/logs/filter", of_run)]
     assert "run: cancelled" in told, "the job's log is the flow run's log"

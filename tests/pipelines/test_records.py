@@ -101,3 +101,12 @@ def test_later_revisions_are_found_where_the_first_was_removed(root, grid, tmp_p
 def test_a_revision_that_names_itself_is_followed_no_further(root, grid):
     publish_by_hand(root, grid, TIME, superseded_by=store_name(TIME))
     assert names_of(all_revisions(root, PRODUCT, [TIME])) == {TIME: [store_name(TIME)]}
+
+
+def test_an_object_store_is_read_alike(grid):
+    root = "memory://watched"
+    publish_by_hand(root, grid, TIME)
+    publish_by_hand(root, grid, TIME, 2)
+    found = names_of(all_revisions(root, PRODUCT, [TIME, TIME + STEP]))
+    assert found == {TIME: [store_name(TIME), store_name(TIME, 2)]}
+    assert list(published_names(root, PRODUCT)) == [TIME]
