@@ -18,6 +18,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from pipelines.lock import exclusive
 LEASE_S = 120.0
 """How long a claim without a sign of life keeps others waiting."""
 POLL_S = 0.5
+TOGETHER = 16
+"""Objects written at a time."""
 DEBRIS_S = 3600.0
 """A hidden folder that nobody has written to for so long belongs to an attempt that died."""
 
@@ -139,13 +142,25 @@ def _upload(staged: Path, url: str, stamp: Stamp) -> bool:
             (str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file()),
             key=storage.publish_order,
         )
-        for key in keys[:-1]:
-            claim.hold()
-            storage.write_bytes(storage.join(url, key), (staged / key).read_bytes())
+        for metadata in (False, True):  # the arrays' metadata after their chunks
+            some = [key for key in keys[:-1] if key.endswith(storage.ROOT_METADATA) == metadata]
+            for first in range(0, len(some), TOGETHER):
+                claim.hold()
+                _put(staged, url, some[first : first + TOGETHER])
         claim.hold()
         return storage.create_bytes(
             storage.join(url, storage.ROOT_METADATA), _stamped(staged, stamp)
         )
+
+
+def _put(staged: Path, url: str, keys: list[str]) -> None:
+    """Write some objects at once: each waits for the network most of the time."""
+    with ThreadPoolExecutor(TOGETHER) as pool:
+        for _ in pool.map(
+            lambda key: storage.write_bytes(storage.join(url, key), (staged / key).read_bytes()),
+            keys,
+        ):
+            pass
 
 
 class _Claim:

@@ -179,7 +179,10 @@ def window_text(window: dt.timedelta) -> str:
 
 
 def encodings(forecast: xr.Dataset) -> dict[str, dict[str, Any]]:
-    """How each variable of a forecast is stored in Zarr: packed, one lead time a chunk.
+    """How each variable of a forecast is stored in Zarr: packed, a lead time in one object.
+
+    Inside of it are chunks of `CHUNK`² pixels, so that a reader takes what it needs; in all there
+    are few objects to write to a store.
 
     Missing is missing in both ways of saying so: CF's ``_FillValue`` for a stored pixel, Zarr's
     ``fill_value`` for a chunk that was never written. A coordinate has no missing values.
@@ -195,5 +198,12 @@ def encodings(forecast: xr.Dataset) -> dict[str, dict[str, Any]]:
         chunks = tuple(
             min(CHUNK, size) if dim in ("y", "x") else 1 for dim, size in variable.sizes.items()
         )
-        encoding[str(field)] = packing | {"chunks": chunks}
+        shards = tuple(
+            -(-size // chunk) * chunk if dim in ("y", "x") else 1
+            for (dim, size), chunk in zip(variable.sizes.items(), chunks, strict=True)
+        )
+        encoding[str(field)] = packing | {"chunks": chunks, "shards": shards}
+    for name in ("lat", "lon"):
+        if name in forecast.coords and forecast[name].ndim == 2:
+            encoding[name] = {"_FillValue": None, "dtype": "float32"}  # to a metre
     return encoding
