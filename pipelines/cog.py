@@ -71,7 +71,7 @@ def write_cog(field: xr.DataArray, path: Path, attrs: dict[str, Any]) -> None:
                 name: str(field.attrs[name]) for name in field.attrs if name != "grid_mapping"
             }
             file.update_tags(
-                **labels, init_time=time_text(pd.Timestamp(field["init_time"].values[()]))
+                **labels, init_time=time_text(pd.Timestamp(field["init_time"].values.item()))
             )
             file.units = [field.attrs["units"]] * file.count
             for band, frame in enumerate(field, start=1):
