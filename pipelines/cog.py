@@ -70,11 +70,13 @@ def write_cog(field: xr.DataArray, path: Path, attrs: dict[str, Any]) -> None:
             labels = {name: str(attrs[name]) for name in attrs} | {
                 name: str(field.attrs[name]) for name in field.attrs if name != "grid_mapping"
             }
-            file.update_tags(**labels, init_time=time_text(pd.Timestamp(field["init_time"].item())))
+            file.update_tags(
+                **labels, init_time=time_text(pd.Timestamp(field["init_time"].values.item()))
+            )
             file.units = [field.attrs["units"]] * file.count
             for band, frame in enumerate(field, start=1):
                 file.write(frame.values.astype("f4"), band)
-                valid_time = time_text(pd.Timestamp(frame["valid_time"].item()))
+                valid_time = time_text(pd.Timestamp(frame["valid_time"].values))
                 lead_time = format_duration(pd.Timedelta(frame["lead_time"].values))
                 file.set_band_description(band, valid_time)
                 file.update_tags(band, valid_time=valid_time, lead_time=lead_time)

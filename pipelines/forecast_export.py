@@ -136,7 +136,7 @@ def _cog(forecast: xr.Dataset, target: str, progress: bool) -> tuple[str, ...]:
             expected="a local folder, or one file ….tif",
             remedy="name a local folder and copy it, or one variable with --variable",
         )
-    label = init_time_label(pd.Timestamp(forecast["init_time"].item()))
+    label = init_time_label(pd.Timestamp(forecast["init_time"].values.item()))
     names = [f"{label}_{name}.tif" for name, _ in all_fields]
     with new_target(target) as staged, bar(len(names), "cog", "file", shown=progress) as shown:
         staged.mkdir()

@@ -45,7 +45,7 @@ def mlwp_dataset(forecast: xr.Dataset) -> tuple[xr.Dataset, dict[str, Any]]:
     dataset = renamed.drop_vars("valid_time").expand_dims("reference_time")
     lead_time, valid_time = renamed["lead_time"], renamed["valid_time"]
     # Unlike `seconds`, `s` stays a number with its unit when xarray opens it: the rule looks there.
-    seconds = lead_time.values // np.timedelta64(1, "s")
+    seconds = (lead_time.values / np.timedelta64(1, "s")).astype("i8")
     dataset = dataset.assign_coords(
         lead_time=("lead_time", seconds, lead_time.attrs | {"units": "s"}),
         valid_time=(
