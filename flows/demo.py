@@ -6,19 +6,21 @@ order in which the provider delivered them, late ones late.
 
 import shutil
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from prefect import flow
 
-from flows.ingest import ingest, ingest_task
-from flows.nowcast import NowcastReport, nowcast_frame, picture_of
+from flows.ingest import ingest
+from flows.nowcast import picture_of, service_of
 from flows.settings import Settings
 from flows.tasks import publish_picture
 from flows.train import train
 from flows.verify import VerifyReport, verify
+from models.replay import replay as replay_arrivals
+from models.rounds import NowcastReport
 from pipelines import storage
 from pipelines.archive import Archive, Status, archive_url
 from pipelines.errors import NoFramesError, SquallError
@@ -121,7 +123,8 @@ def split_files(
             expected="more frames than are trained on",
             remedy="lower --train-frames",
         )
-    return history, sorted(rest, key=lambda f: (arrival(f, history_after), f.url))
+    rest = [replace(file, received=arrival(file, history_after)) for file in rest]
+    return history, sorted(rest, key=lambda file: (file.received, file))
 
 
 def _arrivals(url: str) -> tuple[str, list[str]]:
@@ -136,16 +139,16 @@ def _arrivals(url: str) -> tuple[str, list[str]]:
     return f"{len(rows)} files: {counts}; {missing} timestep(s) missing", errors
 
 
-@flow(name="replay")
-def replay(settings: Settings, files: list[FrameFile], progress: bool = False) -> NowcastReport:
-    """Take in files one by one, as they arrived, and forecast from every frame they bring."""
-    url = archive_url(settings.root, settings.product)
+@flow(name="arrivals")
+def arrivals(settings: Settings, files: list[FrameFile], progress: bool = False) -> NowcastReport:
+    """Take in files as they arrived, and forecast from every frame they bring."""
     report = NowcastReport()
-    with bar(len(files), "replay", "frame", shown=progress) as shown:
-        for file in files:
-            ingested = ingest_task(url, settings.ingest, files=[file])
-            for init_time in ingested.frames:
-                nowcast_frame(settings, init_time, report)
+    with (
+        service_of(settings) as service,
+        bar(len(files), "replay", "round", shown=progress) as shown,
+    ):
+        for _, outcomes in replay_arrivals(service, files):
+            report.outcomes += outcomes
             shown.update()
     return report
 
@@ -161,7 +164,7 @@ def demo(
     section = settings.ingest.model_copy(update={"location": location})
     ingest(root=root, product=product, ingest=section, end=last.to_pydatetime(), progress=progress)
     model = train(root=root, product=product, train=settings.train, progress=progress)
-    nowcasts = replay(settings, rest, progress)
+    nowcasts = arrivals(settings, rest, progress)
     verification = verify(root=root, product=product, verify=settings.verify, progress=progress)
     shown = published_init_times(root, product)[0]  # the one with most observations after it
     png = picture_of(root, product, shown)

@@ -19,7 +19,7 @@ from flows.layers import (
     load,
     toml_settings,
 )
-from models.prediction import NowcastSettings
+from models.nowcasting import NowcastSettings
 from models.training import TrainSettings
 from models.tune import TuneSettings
 from models.verification import VerifySettings

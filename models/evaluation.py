@@ -10,7 +10,7 @@ import xarray as xr
 
 from models.baselines import BASELINES
 from models.forecaster import Forecaster
-from models.prediction import read_past
+from models.past import read_past
 from pipelines.archive import Archive
 from pipelines.errors import NotFoundError, TooFewFramesError
 from pipelines.forecasts import ensemble_mean

@@ -24,7 +24,6 @@ import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 
 import dask
 import dask.array as da
@@ -36,9 +35,11 @@ from numpy.typing import NDArray
 
 from pipelines import mlcast, storage
 from pipelines.archive import PACKING, TIME_ENCODING, Archive
-from pipelines.errors import ExistsError, NotFoundError, SquallError
+from pipelines.errors import ExistsError, NotFoundError
 from pipelines.grid import CRS_VARIABLE
 from pipelines.progress import bar
+from pipelines.sources.content import formats_library
+from pipelines.targets import new_target, refuse_existing
 from pipelines.times import time_text
 from pipelines.workers import run_parallel
 
@@ -157,7 +158,7 @@ def export_netcdf(
     end: pd.Timestamp | None = None,
     progress: bool = False,
 ) -> pd.DatetimeIndex:
-    """Copy the frames from `start` to `end`, both included, into a local CF netCDF-4 file.
+    """Copy the frames from `start` to `end`, both included, into a CF netCDF-4 file.
 
     ``rain_rate(time, y, x)`` in mm/h, deflated and packed as in the archive; times without a frame
     are left out. The file appears when it is complete. Returns the times.
@@ -165,22 +166,9 @@ def export_netcdf(
     Raises `NotFoundError` where there is no archive or no frame in the period, `ExistsError` where
     something is at `path`.
     """
-    if find_spec("h5netcdf") is None:
-        raise SquallError(
-            "netCDF files cannot be written",
-            found="no package h5netcdf",
-            expected="the extra `formats`",
-            remedy="pip install 'squall[formats]'",
-        )
+    formats_library("h5netcdf", "a netCDF file")
     archive = Archive(archive_url)
-    target = storage.local_path(path)
-    if target is None or target.exists():
-        raise ExistsError(
-            "the netCDF file cannot be written there",
-            found="an object store" if target is None else f"{target} exists",
-            expected="a new local file",
-            remedy="name another path",
-        )
+    refuse_existing(path)
     times, _ = _period(archive, start, end)
     slots = archive.times.get_indexer(times)
     with bar(len(times), "netcdf", "frame", shown=progress) as shown:
@@ -208,25 +196,19 @@ def export_netcdf(
             "scale_factor": PACKING["scale_factor"],
             "_FillValue": np.uint16(PACKING["_FillValue"]),
         }
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staged = target.with_name(f".{target.name}.part")
-        try:
-            with dask.config.set(scheduler="threads"):
-                dataset.to_netcdf(
-                    staged,
-                    engine="h5netcdf",
-                    encoding={
-                        "rain_rate": {
-                            "zlib": True,
-                            "shuffle": True,
-                            "chunksizes": (1, *archive.grid.shape),
-                        },
-                        "time": TIME_ENCODING,
+        with new_target(path) as staged, dask.config.set(scheduler="threads"):
+            dataset.to_netcdf(
+                staged,
+                engine="h5netcdf",
+                encoding={
+                    "rain_rate": {
+                        "zlib": True,
+                        "shuffle": True,
+                        "chunksizes": (1, *archive.grid.shape),
                     },
-                )
-            staged.replace(target)
-        finally:
-            staged.unlink(missing_ok=True)
+                    "time": TIME_ENCODING,
+                },
+            )
     return times
 
 

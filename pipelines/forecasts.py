@@ -1,27 +1,76 @@
-"""Forecasts: one immutable Zarr store per init_time, complete or not there.
+"""Forecasts: one immutable Zarr store per init_time and revision, complete or not there.
 
-`{root}/forecasts/{product}/{YYYYMMDDTHHMMZ}.zarr` holds ``rain_rate([member,] lead_time, y, x)``;
-``latest.json`` beside them names the newest. Stock ``xr.open_zarr(url)`` opens one.
+`{root}/forecasts/{product}/{YYYYMMDDTHHMMZ}.zarr` holds ``rain_rate([member,] lead_time, y, x)``.
+A forecast made again, because a frame came late or was corrected, is a new revision beside it:
+``….r2.zarr``. The older one stays readable and says that it is superseded. ``latest.json`` names
+the newest. Stock ``xr.open_zarr(url)`` opens one. `pipelines.publishing` writes them.
 """
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from pipelines import storage
-from pipelines.archive import PACKING, TIME_ENCODING
-from pipelines.errors import ExistsError, NotFoundError
+from pipelines.errors import NotFoundError
 from pipelines.grid import Grid
-from pipelines.times import INIT_TIME_FORMAT, init_time_label, now, time_text
+from pipelines.times import INIT_TIME_FORMAT, init_time_label, time_text, utc
 from pipelines.units import LARGEST_MM_H
 
 LATEST = "latest.json"
-CHUNK = 256
+PER_FORECAST = {"revision": 1, "model": "", "quality": "", "publish_time": ""}
+"""What each forecast says of itself that `open_forecasts` keeps, and what stands for nothing."""
+NAME = re.compile(r"(?P<init_time>\d{8}T\d{4}Z)(\.r(?P<revision>\d+))?\.zarr")
 
 
-def forecast_url(root: str, product: str, init_time: pd.Timestamp) -> str:
-    """Where the forecast of an init_time is."""
-    return storage.join(root, "forecasts", product, f"{init_time_label(init_time)}.zarr")
+def folder_url(root: str, product: str) -> str:
+    """Where the forecasts of a product are."""
+    return storage.join(root, "forecasts", product)
+
+
+def forecast_name(init_time: pd.Timestamp, revision: int = 1) -> str:
+    """The store's name: ``20240601T0500Z.zarr``, later ``20240601T0500Z.r2.zarr``."""
+    suffix = "" if revision == 1 else f".r{revision}"
+    return f"{init_time_label(init_time)}{suffix}.zarr"
+
+
+def forecast_url(root: str, product: str, init_time: pd.Timestamp, revision: int = 1) -> str:
+    """Where a revision of the forecast of an init_time is."""
+    return f"{folder_url(root, product)}/{forecast_name(init_time, revision)}"
+
+
+def parse_name(name: str) -> tuple[pd.Timestamp, int] | None:
+    """The init_time and revision that a store's name says; None where it is no forecast's."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return None
+    init_time = pd.to_datetime(match["init_time"], format=INIT_TIME_FORMAT, errors="coerce")
+    return None if pd.isna(init_time) else (init_time.as_unit("ns"), int(match["revision"] or 1))
+
+
+@dataclass(frozen=True, order=True)
+class Published:
+    """A complete forecast: of which init_time, which revision, and where."""
+
+    init_time: pd.Timestamp
+    revision: int
+    url: str
+
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Its global attributes; nothing else is read."""
+        return forecast_attributes(self.url)
+
+
+def forecast_attributes(url: str) -> dict[str, Any]:
+    """A forecast's global attributes, from its root metadata alone."""
+    return dict(storage.read_json(storage.join(url, storage.ROOT_METADATA))["attributes"])
 
 
 def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Dataset:
@@ -76,110 +125,143 @@ def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Da
     )
 
 
-def publish(root: str, product: str, forecast: xr.Dataset) -> str:
-    """Publish a forecast and return its URL. Readers see all of it or nothing.
+def is_complete(url: str) -> bool:
+    """Whether there is a complete store."""
+    return storage.exists(f"{url}/{storage.ROOT_METADATA}")
 
-    Raises `ExistsError` where the init_time already has one: forecasts are immutable. `latest.json`
-    moves only forward.
-    """
-    init_time = pd.Timestamp(forecast["init_time"].item())
-    url = forecast_url(root, product, init_time)
-    if is_published(root, product, init_time):
-        raise ExistsError(
-            "this forecast is already published",
-            found=storage.display(url),
-            expected="no forecast for that init_time",
-            remedy="read the one that is there; forecasts are immutable",
-        )
-    forecast = forecast.assign_attrs(publish_time=time_text(now()))
-    rows, columns = forecast["y"].size, forecast["x"].size
-    chunks: tuple[int, ...] = (1, min(CHUNK, rows), min(CHUNK, columns))
-    if "member" in forecast.dims:
-        chunks = (1, *chunks)
-    storage.publish_store(
-        forecast,
-        url,
-        encoding={
-            "rain_rate": PACKING | {"chunks": chunks},
-            "init_time": TIME_ENCODING,
-            "valid_time": TIME_ENCODING,
-            "lead_time": {"units": "seconds", "dtype": "int64"},
-        },
-    )
-    newest = latest_init_time(root, product)
-    if newest is None or init_time > newest:
-        storage.write_json(
-            storage.join(root, "forecasts", product, LATEST),
-            {"init_time": time_text(init_time), "forecast": f"{init_time_label(init_time)}.zarr"},
-        )
-    return url
+
+def revisions(root: str, product: str, init_time: pd.Timestamp) -> list[Published]:
+    """The complete forecasts of an init_time, the newest revision last."""
+    found: list[Published] = []
+    while True:
+        revision = len(found) + 1
+        url = forecast_url(root, product, init_time, revision)
+        if not is_complete(url):
+            return found
+        found.append(Published(init_time, revision, url))
 
 
 def is_published(root: str, product: str, init_time: pd.Timestamp) -> bool:
     """Whether an init_time has a complete forecast."""
-    return storage.exists(f"{forecast_url(root, product, init_time)}/{storage.ROOT_METADATA}")
+    return is_complete(forecast_url(root, product, init_time))
 
 
 def latest_init_time(root: str, product: str) -> pd.Timestamp | None:
     """The init_time of the newest forecast, None where there is none."""
-    url = storage.join(root, "forecasts", product, LATEST)
-    if not storage.exists(url):
-        return None
-    return pd.Timestamp(storage.read_json(url)["init_time"]).tz_localize(None).as_unit("ns")
+    url = f"{folder_url(root, product)}/{LATEST}"
+    return utc(storage.read_json(url)["init_time"]) if storage.exists(url) else None
+
+
+def published(
+    root: str,
+    product: str,
+    start: pd.Timestamp | None = None,
+    end: pd.Timestamp | None = None,
+) -> list[Published]:
+    """All complete forecasts with start ≤ init_time ≤ end, by init_time and revision."""
+    found = []
+    for name in storage.names(folder_url(root, product)):
+        parsed = parse_name(name)
+        if parsed is None:
+            continue
+        init_time, revision = parsed
+        if (start is None or start <= init_time) and (end is None or init_time <= end):
+            found.append(Published(init_time, revision, f"{folder_url(root, product)}/{name}"))
+    return sorted(one for one in found if is_complete(one.url))
 
 
 def published_init_times(root: str, product: str) -> pd.DatetimeIndex:
     """The init_times of all complete forecasts, ascending."""
-    names = storage.names(storage.join(root, "forecasts", product))
-    stems = [name.removesuffix(".zarr") for name in names if name.endswith(".zarr")]
-    times = pd.DatetimeIndex(
-        pd.to_datetime(stems, format=INIT_TIME_FORMAT, errors="coerce"), name="init_time"
-    ).dropna()
-    return times[[is_published(root, product, time) for time in times]].as_unit("ns")
+    times = dict.fromkeys(one.init_time for one in published(root, product))
+    return pd.DatetimeIndex(list(times), name="init_time").as_unit("ns")
 
 
-def open_forecast(root: str, product: str, init_time: pd.Timestamp) -> xr.Dataset:
-    """One forecast, lazily; raises `NotFoundError` where the init_time has none."""
-    if not is_published(root, product, init_time):
+def known(of: Sequence[Published], at: pd.Timestamp | None = None) -> Published | None:
+    """Of the revisions of an init_time the one that counts; at a time, the one that counted then.
+
+    None where nothing was published by then.
+    """
+    for one in reversed(of):
+        if at is None or utc(one.attributes["publish_time"]) <= at:
+            return one
+    return None
+
+
+def open_forecast(
+    root: str,
+    product: str,
+    init_time: pd.Timestamp,
+    revision: int | None = None,
+    *,
+    known_at: pd.Timestamp | None = None,
+) -> xr.Dataset:
+    """One forecast, lazily: the newest revision, a given one, or the newest at `known_at` (UTC).
+
+    Raises `NotFoundError` where the init_time has none.
+    """
+    there = revisions(root, product, init_time)
+    if revision is not None:
+        there = there[revision - 1 : revision] if revision > 0 else []
+    chosen = known(there, known_at)
+    if chosen is None:
+        url = forecast_url(root, product, init_time, revision or 1)
+        by_then = f" by {time_text(known_at)}" if known_at is not None else ""
         raise NotFoundError(
             "no such forecast",
-            found=f"nothing complete at {storage.display(forecast_url(root, product, init_time))}",
-            expected="the init_time of a published forecast",
+            found=f"nothing complete at {storage.display(url)}{by_then}",
+            expected="the init_time, and revision, of a published forecast",
             remedy="run `squall nowcast`, or list the folder above",
         )
-    return xr.open_zarr(storage.zarr_store(forecast_url(root, product, init_time)))
+    return xr.open_zarr(storage.zarr_store(chosen.url))
 
 
-def open_forecasts(root: str, product: str) -> xr.Dataset:
+def open_forecasts(
+    root: str,
+    product: str,
+    start: pd.Timestamp | None = None,
+    end: pd.Timestamp | None = None,
+    *,
+    known_at: pd.Timestamp | None = None,
+) -> xr.Dataset:
     """All forecasts of a product, lazily: rain_rate(init_time, [member,] lead_time, y, x), mm/h.
 
-    `valid_time` is 2-D. A forecast with fewer lead times than others is missing at the rest; one of
-    fewer members, at the other members (a single forecast among ensembles is member 0).
-    Raises `NotFoundError` where the product has none.
+    The newest revision of each init_time from `start` to `end`; with `known_at` (UTC), the one that
+    a reader would have had at that time. `valid_time` is 2-D; revision, model, quality and
+    publish_time(init_time) say what each is. A forecast with fewer lead times than others is
+    missing at the rest; one of fewer members, at the other members (a single forecast among
+    ensembles is member 0). Raises `NotFoundError` where there is none.
     """
-    init_times = published_init_times(root, product)
-    if len(init_times) == 0:
+    by_time = itertools.groupby(published(root, product, start, end), lambda one: one.init_time)
+    chosen = [known(list(group), known_at) for _, group in by_time]
+    forecasts = [_labelled(one) for one in chosen if one is not None]
+    if not forecasts:
         raise NotFoundError(
             "no forecasts",
-            found=f"none at {storage.display(storage.join(root, 'forecasts', product))}",
+            found=f"none at {storage.display(folder_url(root, product))}",
             expected="at least one published forecast",
             remedy="run `squall nowcast`, or check root and product (`squall doctor`)",
         )
-    forecasts = [open_forecast(root, product, time) for time in init_times]
     if any("member" in forecast.dims for forecast in forecasts):
         forecasts = [
             forecast if "member" in forecast.dims else _as_ensemble(forecast)
             for forecast in forecasts
         ]
     return xr.concat(
-        [forecast.drop_attrs(deep=False).set_coords("valid_time") for forecast in forecasts],
+        forecasts,
         dim="init_time",
         data_vars="all",
-        coords=["valid_time"],
+        coords=["valid_time", *PER_FORECAST],
         compat="override",
         join="outer",
         combine_attrs="override",
     )
+
+
+def _labelled(one: Published) -> xr.Dataset:
+    """A forecast, lazily, with what differs from one to the next as coordinates."""
+    forecast = xr.open_zarr(storage.zarr_store(one.url))
+    told = {name: forecast.attrs.get(name, default) for name, default in PER_FORECAST.items()}
+    return forecast.drop_attrs(deep=False).set_coords("valid_time").assign_coords(told)
 
 
 def ensemble_mean(rain_rate: xr.DataArray) -> xr.DataArray:

@@ -4,6 +4,7 @@ Rows run north to south, as radar files are written. Coordinates are metres of t
 latitude-longitude grid they are degrees east and north.
 """
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -180,11 +181,19 @@ def _axes(crs_wkt: str) -> list[dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def _cf(crs_wkt: str) -> dict[str, Any]:
-    """CF grid mapping attributes; `crs_wkt` among them holds what CF cannot say."""
+    """CF grid mapping attributes; `crs_wkt` among them holds what CF cannot say.
+
+    PROJ leaves out the pole of a polar stereographic projection that has a standard parallel; CF
+    requires it (appendix F).
+    """
     with warnings.catch_warnings():
         # CF has no name for one angle of the Swiss projection.
         warnings.filterwarnings("ignore", message="angle from rectified to skew grid")
-        return dict(_crs(crs_wkt).to_cf())
+        attrs = dict(_crs(crs_wkt).to_cf())
+    if attrs.get("grid_mapping_name") == "polar_stereographic":
+        pole = math.copysign(90.0, attrs.get("standard_parallel", 90.0))
+        attrs.setdefault("latitude_of_projection_origin", pole)
+    return {"long_name": "coordinate reference system"} | attrs
 
 
 def snap(coordinate_m: float, pixel_m: float) -> float:

@@ -107,6 +107,19 @@ def write_bytes(url: str, content: bytes) -> None:
             staged.unlink()
 
 
+def create_bytes(url: str, content: bytes) -> bool:
+    """Write an object that is not there yet; False where it is. Of several at once one succeeds.
+
+    For object stores: locally the content would be seen as it grows.
+    """
+    fs, path = filesystem(url)
+    try:
+        fs.pipe_file(path, content, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def read_json(url: str) -> Any:
     """A JSON object."""
     return json.loads(read_bytes(url))
@@ -169,13 +182,13 @@ def publish_store(
             write_empty_chunks=True,
             compute=fill is None,
         )
-    for key in sorted(objects, key=_publish_order):
+    for key in sorted(objects, key=publish_order):
         if key == ROOT_METADATA and fill is not None:
             fill()
         write_bytes(join(url, key), objects[key].to_bytes())
 
 
-def _publish_order(key: str) -> tuple[int, str]:
+def publish_order(key: str) -> tuple[int, str]:
     """Chunks, then array metadata, then the root metadata."""
     if key == ROOT_METADATA:
         return 2, key

@@ -4,9 +4,12 @@ Times inside Squall are naive `datetime64[ns]`, always UTC. Durations are `timed
 written the way people write them: ``5min``, ``1h``, ``PT5M`` or seconds.
 """
 
+import contextlib
 import datetime as dt
 import re
-from typing import Annotated
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Annotated, Literal
 
 import pandas as pd
 from pydantic import BeforeValidator, PlainSerializer
@@ -70,9 +73,23 @@ def utc(value: object) -> pd.Timestamp:
     return time.as_unit("ns")
 
 
-def now() -> pd.Timestamp:
-    """This moment, UTC, to the second."""
-    return pd.Timestamp.now("UTC").tz_localize(None).floor("s").as_unit("ns")
+_OFFSET: ContextVar[pd.Timedelta | None] = ContextVar("clock offset", default=None)
+
+
+def now(unit: Literal["s", "ms"] = "s") -> pd.Timestamp:
+    """This moment, UTC, to the second or millisecond; in a replay the moment replayed."""
+    moment = pd.Timestamp.now("UTC").tz_localize(None) + (_OFFSET.get() or pd.Timedelta(0))
+    return moment.floor(unit).as_unit("ns")
+
+
+@contextlib.contextmanager
+def clock_set_to(time: pd.Timestamp) -> Iterator[None]:
+    """In this block `now` starts at `time` and runs on: how a past period is replayed."""
+    token = _OFFSET.set(time - pd.Timestamp.now("UTC").tz_localize(None))
+    try:
+        yield
+    finally:
+        _OFFSET.reset(token)
 
 
 def init_time_label(init_time: pd.Timestamp) -> str:
@@ -82,7 +99,7 @@ def init_time_label(init_time: pd.Timestamp) -> str:
 
 def time_text(time: pd.Timestamp) -> str:
     """ISO 8601 with the zone said: ``2010-08-26T05:00:00Z``."""
-    return time.isoformat() + "Z"
+    return time.isoformat(timespec="milliseconds" if time.microsecond else "auto") + "Z"
 
 
 def lead_times(timestep: pd.Timedelta, until: dt.timedelta) -> pd.TimedeltaIndex:

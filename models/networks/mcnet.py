@@ -131,6 +131,7 @@ class MCNet(nn.Module):
         if len(widths) != len(CONVOLUTIONS):
             raise ValueError(f"widths must be {len(CONVOLUTIONS)} numbers, got {tuple(widths)}")
         self.added_channels, self.bounded = in_channels - out_channels, bounded
+        self.multiple = 2 ** len(CONVOLUTIONS)
         middle, coarsest = widths[-2:]
         self.motion = Encoder(in_channels, widths, MOTION_KERNELS, (1, 1, 1))
         self.content = Encoder(in_channels, widths, (3, 3, 3), CONVOLUTIONS)
@@ -173,7 +174,7 @@ class MCNet(nn.Module):
         """Forecast `lead_times` frames. Any size: padded to a multiple of 8, then cropped."""
         if past.shape[1] < 2:
             raise ValueError("mcnet sees motion as differences: it needs at least two past frames")
-        frames = time_first(past, 2 ** len(CONVOLUTIONS), None)
+        frames = time_first(past, self.multiple, None)
         newest = frames[-1]
         features, before_pooling, state = self._encode_motion(frames.diff(dim=0), None)
         forecast = [self._next_frame(newest, features, before_pooling)]

@@ -46,8 +46,8 @@ def decompressed(content: bytes) -> bytes:
     return content
 
 
-def formats_library(module: str, source: str) -> Any:
-    """A module of a library that only some formats need.
+def formats_library(module: str, user: str) -> Any:
+    """A module of a library that only some formats need; `user` is who needs it.
 
     Raises `SquallError` where it is not installed: that is no fault of the file's.
     """
@@ -55,7 +55,7 @@ def formats_library(module: str, source: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise SquallError(
-            f"the source {source} needs a library that is not installed",
+            f"{user} needs a library that is not installed",
             found=str(error),
             expected="Squall with its extra `formats`",
             remedy="install it: `pip install 'squall[formats]'`",

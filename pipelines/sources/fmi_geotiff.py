@@ -39,7 +39,7 @@ class FmiGeotiff(FoundByName):
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""
-        rasterio = formats_library("rasterio", self.name)
+        rasterio = formats_library("rasterio", f"the source {self.name}")
         with reading(content, "a GeoTIFF composite of FMI"):
             if content[:4] not in (b"II*\0", b"MM\0*"):
                 raise ValueError(f"starts with {content[:4]!r}, no TIFF")

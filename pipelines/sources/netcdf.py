@@ -18,7 +18,7 @@ def open_netcdf(content: bytes, source: str, **options: Any) -> xr.Dataset:
         return xr.open_dataset(io.BytesIO(content), engine="scipy", **options)
     if not content.startswith(b"\x89HDF"):
         raise ValueError(f"starts with {content[:4]!r}, neither netCDF-3 nor netCDF-4")
-    formats_library("h5netcdf", source)
+    formats_library("h5netcdf", f"the source {source}")
     return xr.open_dataset(io.BytesIO(content), engine="h5netcdf", **options)
 
 

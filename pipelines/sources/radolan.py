@@ -54,7 +54,7 @@ class Radolan(FoundByName):
 
     def read(self, content: bytes) -> xr.DataArray:
         """See `pipelines.sources.base.Source.read`."""
-        radolan = formats_library("wradlib.io.radolan", self.name)
+        radolan = formats_library("wradlib.io.radolan", f"the source {self.name}")
         with reading(content, "a RADOLAN composite"):
             plain = _analysis(decompressed(content))
             if plain[:2].decode("latin-1") not in PRODUCTS:
@@ -100,7 +100,7 @@ def _grid(header: dict[str, Any]) -> Grid:
     crs = pyproj.CRS(f"{PROJECTION} {ELLIPSOID if on_ellipsoid else SPHERE}")
     shape = header["nrow"], header["ncol"]
     # wradlib places the grid by the composite's reference point, 9°E 51°N.
-    georef = formats_library("wradlib.georef.rect", Radolan.name)
+    georef = formats_library("wradlib.georef.rect", f"the source {Radolan.name}")
     x, y = georef.get_radolan_coordinates(*shape, crs=crs, mode="center")
     west, north = x[0] - PIXEL_M / 2, y[-1] + PIXEL_M / 2
     return Grid.from_corner(crs, west, north, (PIXEL_M, PIXEL_M), shape)

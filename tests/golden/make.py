@@ -15,7 +15,7 @@ import pandas as pd
 
 from models.baselines import Persistence
 from models.prediction import NowcastSettings, make_nowcast
-from pipelines import forecasts, storage
+from pipelines import publishing, storage
 from pipelines.archive import Archive, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.manifest import ManifestRow
@@ -72,8 +72,8 @@ def make(root: str) -> Archive:
     nowcast = make_nowcast(
         archive, Persistence(), archive.times[1], NowcastSettings(lead_time="15min")
     )
-    with patch.object(forecasts, "now", lambda: MADE):
-        forecasts.publish(root, PRODUCT, nowcast.assign_attrs(radar_age_seconds=300.0))
+    with patch.object(publishing, "now", lambda _: MADE):
+        publishing.publish(root, PRODUCT, nowcast.assign_attrs(radar_age_seconds=300.0))
     return archive
 
 

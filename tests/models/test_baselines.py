@@ -8,8 +8,9 @@ import xarray as xr
 from models.baselines import BASELINES, Advection, Persistence, build_baseline
 from models.baselines.extrapolation import motion
 from pipelines.errors import UnknownNameError
-from pipelines.forecasts import ensemble_mean, forecast_dataset, open_forecasts, publish
+from pipelines.forecasts import ensemble_mean, forecast_dataset, open_forecasts
 from pipelines.grid import Grid
+from pipelines.publishing import publish
 from pipelines.sources.synthetic import PROJECTION
 
 TIMESTEP = pd.Timedelta("5min")

@@ -9,7 +9,7 @@ from models.prediction import NowcastSettings, make_nowcast
 from models.verification import VerifySettings, verify_forecast
 from pipelines.archive import Status
 from pipelines.errors import NotFoundError
-from pipelines.forecasts import publish
+from pipelines.publishing import publish
 from pipelines.scores import scores
 from pipelines.units import pack
 

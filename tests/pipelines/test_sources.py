@@ -185,7 +185,7 @@ def test_a_library_that_is_not_installed_is_no_fault_of_the_files():
     from pipelines.sources.content import formats_library
 
     with pytest.raises(SquallError, match=r"pip install 'squall\[formats\]'") as caught:
-        formats_library("no_such_library", "radolan")
+        formats_library("no_such_library", "the source radolan")
     assert not isinstance(caught.value, FrameError)
 
 

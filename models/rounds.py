@@ -1,0 +1,340 @@
+"""A round of the nowcast service: take in what is new, forecast from it, the newest frame first.
+
+What is to be done follows from what is there: every frame of the last hour (`nowcast.catch_up`)
+wants a forecast from the frames that are there now. So a round that was cut short, run twice or run
+beside another leaves nothing undone and does nothing twice, and a frame that comes late or is
+corrected has the forecasts made from it made again.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+
+from models.nowcasting import FALLBACK_MISSING, Nowcaster
+from pipelines import storage
+from pipelines.archive import Archive, archive_url
+from pipelines.errors import (
+    ExistsError,
+    GridMismatchError,
+    NoFramesError,
+    SquallError,
+    TooFewFramesError,
+)
+from pipelines.forecasts import folder_url, forecast_attributes, is_published, published
+from pipelines.ingest import IngestReport, IngestSettings
+from pipelines.ingest import ingest as ingest_files
+from pipelines.once import sweep
+from pipelines.publishing import mark_superseded, publish, refresh_latest
+from pipelines.sources import FrameFile, get_source
+from pipelines.times import time_text
+from pipelines.window import Windows, window
+
+log = logging.getLogger(__name__)
+
+HISTORY = pd.Timedelta("1h")
+"""Files so much older than what can still be forecast from are taken in before forecasting."""
+OWN_FRAMES = 3
+"""What advection is made from."""
+ATTEMPTS = 3
+"""How often a forecast is made again because a frame of it changed meanwhile."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one init_time.
+
+    `state` is published, exists (another round was first) or refused (`reason` says why). `model`,
+    `quality`, `revision` and `fallback_reason` are the published forecast's attributes.
+    """
+
+    init_time: pd.Timestamp
+    state: Literal["published", "exists", "refused"]
+    url: str = ""
+    revision: int = 0
+    model: str = ""
+    quality: str = ""
+    fallback_reason: str = ""
+    backfill: bool = False
+    error: SquallError | None = None
+
+
+@dataclass
+class NowcastReport:
+    """What became of every init_time of a round, in the order in which they were worked on."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    @property
+    def published(self) -> list[str]:
+        """URLs of the forecasts that were published."""
+        return [one.url for one in self.outcomes if one.state == "published"]
+
+    @property
+    def newest(self) -> Outcome | None:
+        """Of the forecasts published the one with the newest init_time."""
+        made = [one for one in self.outcomes if one.state == "published"]
+        return max(made, key=lambda one: (one.init_time, one.revision), default=None)
+
+    @property
+    def skipped(self) -> dict[str, SquallError]:
+        """Why the others were not, by init_time."""
+        return {time_text(one.init_time): one.error for one in self.outcomes if one.error}
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.published)} published, {len(self.skipped)} skipped"]
+        for one in self.outcomes:
+            if one.error:
+                lines.append(f"- skipped {time_text(one.init_time)}: {one.error}")
+                continue
+            told = [f"revision {one.revision}"] if one.revision > 1 else []
+            told += [] if one.quality == "good" else [one.quality]
+            told += [one.fallback_reason] if one.fallback_reason else []
+            lines.append(f"- {storage.display(one.url)}" + "".join(f", {word}" for word in told))
+        return "\n".join(lines)
+
+
+def publish_nowcast(
+    nowcaster: Nowcaster,
+    archive: Archive,
+    root: str,
+    product: str,
+    init_time: pd.Timestamp,
+    *,
+    backfill: bool = False,
+    seconds_ingest: float = 0.0,
+) -> str:
+    """Forecast from the frame at `init_time` and publish; the forecast's URL.
+
+    Made again where a frame of it came or changed meanwhile, so that what is published is from
+    what is there.
+    """
+    for _ in range(ATTEMPTS):
+        forecast = nowcaster.nowcast(
+            archive, init_time, backfill=backfill, seconds_ingest=seconds_ingest
+        )
+        inputs = window(archive, init_time, forecast.attrs["input_window"])
+        if inputs.digest == forecast.attrs["inputs_sha256"]:
+            break
+    return publish(root, product, forecast)
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a round works with.
+
+    `take_in` and `make` may be Prefect tasks around `pipelines.ingest.ingest` and
+    `publish_nowcast`, which then try again where storage fails.
+    """
+
+    root: str
+    product: str
+    ingest: IngestSettings
+    nowcaster: Nowcaster
+    take_in: Callable[..., IngestReport] = ingest_files
+    make: Callable[..., str] = publish_nowcast
+    refused: dict[pd.Timestamp, str] = field(default_factory=dict)
+    """The init_times that could not be forecast from, and the digest of what was there."""
+
+    @property
+    def archive_url(self) -> str:
+        """Where the product's archive is."""
+        return archive_url(self.root, self.product)
+
+    @property
+    def catch_up(self) -> pd.Timedelta:
+        """How far back a gap is filled."""
+        return pd.Timedelta(self.nowcaster.settings.catch_up)
+
+
+def rounds(service: Service) -> Iterator[Outcome]:
+    """One round, and more of them for as long as `nowcast.watch_for` says."""
+    settings = service.nowcaster.settings
+    poll_s = settings.poll.total_seconds()
+    end = time.monotonic() + settings.watch_for.total_seconds()
+    while True:
+        yield from run_round(service)
+        if time.monotonic() + poll_s > end:
+            return
+        time.sleep(poll_s)
+
+
+def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterator[Outcome]:
+    """Take in the files at the location (or `files`) and forecast; the outcomes, as they come.
+
+    The recent files first, then the newest frame's forecast, then the gap behind it for at most
+    half a timestep (the next round goes on), older files last. What hinders the taking in does not
+    hinder forecasts of what is there; it is raised when they are made.
+    """
+    service.nowcaster.begin()
+    arrivals = _Arrivals(service)
+    began = time.perf_counter()
+    recent, older = arrivals.split(files)
+    arrivals.take_in(recent)
+    seconds = time.perf_counter() - began
+    if storage.exists(service.archive_url):
+        yield from _forecast_pending(service, seconds)
+        arrivals.take_in(older)
+        sweep(folder_url(service.root, service.product))
+    elif arrivals.trouble is None:
+        Archive(service.archive_url)  # an error that says so
+    arrivals.settle()
+
+
+class _Arrivals:
+    """Takes files in; an error waits until the forecasts are made."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.trouble: Exception | None = None
+
+    def split(self, files: list[FrameFile] | None) -> tuple[list[FrameFile], list[FrameFile]]:
+        """What forecasts are made from, and what lies further back."""
+        settings = self.service.ingest
+        if files is None:
+            files = []
+            if settings.location is not None:
+                try:
+                    files = get_source(settings.source).find(settings.location)
+                except Exception as error:
+                    self.trouble = error
+        newest = max((file.valid_time for file in files), default=pd.Timestamp(0))
+        since = newest - self.service.catch_up - HISTORY
+        recent = [file for file in files if file.valid_time > since]
+        return recent, [file for file in files if file.valid_time <= since]
+
+    def take_in(self, files: list[FrameFile]) -> None:
+        """Take files in, unless that went wrong before."""
+        if files and self.trouble is None:
+            try:
+                self.service.take_in(self.service.archive_url, self.service.ingest, files=files)
+            except Exception as error:
+                self.trouble = error
+
+    def settle(self) -> None:
+        """Raise what went wrong; only say so where there were no files of ours."""
+        if self.trouble is None:
+            return
+        harmless = isinstance(self.trouble, (NoFramesError, GridMismatchError))
+        if not harmless or not storage.exists(self.service.archive_url):
+            raise self.trouble
+        log.warning("nothing was ingested: %s", self.trouble)
+
+
+def forecast_period(
+    service: Service, start: pd.Timestamp | None, end: pd.Timestamp | None
+) -> Iterator[Outcome]:
+    """Forecast from every frame of a period, the oldest first; those that are there stay."""
+    service.nowcaster.begin()
+    archive = Archive(service.archive_url)
+    for init_time in archive.usable_times(start, end):
+        yield _forecast(service, archive, init_time, backfill=True)
+
+
+def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outcome]:
+    """Forecast from the frames that wait for it, for at most half a timestep but at least one."""
+    began = time.monotonic()
+    archive = Archive(service.archive_url)
+    frames = service.nowcaster.frames
+    newest, waiting = pending(archive, service.root, service.product, service.catch_up, frames)
+    for init_time in waiting:
+        if time.monotonic() - began > archive.timestep.total_seconds() / 2:
+            log.warning("the gap before %s waits for the next round", time_text(init_time))
+            break
+        digest = window(archive, init_time, frames).digest
+        if service.refused.get(init_time) == digest:
+            continue  # as often as it looks, nothing has come since
+        live = init_time == newest and not is_published(service.root, service.product, init_time)
+        outcome = _forecast(
+            service, archive, init_time, backfill=not live, seconds_ingest=seconds_ingest
+        )
+        if outcome.state == "refused":
+            service.refused[init_time] = digest
+        yield outcome
+    refresh_latest(service.root, service.product)
+
+
+def pending(
+    archive: Archive, root: str, product: str, catch_up: pd.Timedelta, frames: int
+) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:
+    """The newest frame, and those that wait for a forecast, the newest first.
+
+    A frame waits if it has none, or one from other frames than are there now. Those of which no
+    forecast can be made are left out, but for the newest, of which that is to be said.
+    """
+    times = archive.usable_times()
+    if len(times) == 0:
+        return None, []
+    recent = times[times > times[-1] - catch_up]
+    longest = max(frames, OWN_FRAMES)
+    windows = Windows(archive, recent[0], recent[-1], longest)
+    there = itertools.groupby(published(root, product, start=recent[0]), lambda one: one.init_time)
+    newest_of = {}
+    for init_time, group in there:
+        revisions = list(group)
+        newest_of[init_time] = revisions[-1].attributes
+        if len(revisions) > 1:
+            mark_superseded(root, product, init_time)
+    waiting = []
+    for init_time in recent[::-1]:
+        if init_time not in newest_of:
+            few = len(windows.ending_at(init_time, OWN_FRAMES).missing) > FALLBACK_MISSING
+            if init_time == times[-1] or not few:
+                waiting.append(init_time)
+        elif _out_of_date(newest_of[init_time], windows, init_time, longest):
+            waiting.append(init_time)
+    return times[-1], waiting
+
+
+def _out_of_date(
+    attributes: dict[str, Any], windows: Windows, init_time: pd.Timestamp, longest: int
+) -> bool:
+    """Whether a forecast is from other frames than are there now."""
+    frames = min(int(attributes.get("input_window", 0)), longest)
+    if not frames:  # made by an earlier version, which did not say
+        return False
+    return bool(attributes["inputs_sha256"] != windows.ending_at(init_time, frames).digest)
+
+
+def _forecast(
+    service: Service,
+    archive: Archive,
+    init_time: pd.Timestamp,
+    *,
+    backfill: bool,
+    seconds_ingest: float = 0.0,
+) -> Outcome:
+    """Forecast from one frame; never raises for what the frames or the model lack."""
+    try:
+        url = service.make(
+            service.nowcaster,
+            archive,
+            service.root,
+            service.product,
+            init_time,
+            backfill=backfill,
+            seconds_ingest=seconds_ingest,
+        )
+    except (TooFewFramesError, ExistsError) as error:
+        log.warning("no nowcast at %s: %s", time_text(init_time), error)
+        return Outcome(
+            init_time,
+            "exists" if isinstance(error, ExistsError) else "refused",
+            backfill=backfill,
+            error=error,
+        )
+    told = forecast_attributes(url)
+    return Outcome(
+        init_time,
+        "published",
+        url,
+        told["revision"],
+        told["model"],
+        told["quality"],
+        told["fallback_reason"],
+        backfill,
+    )

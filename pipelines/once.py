@@ -1,0 +1,220 @@
+"""Publishing a store exactly once, whoever races, dies or tries again.
+
+Locally an attempt is written into a hidden folder beside its place and renamed there whole: the
+operating system lets one rename win, and an attempt that dies leaves nothing that a reader or
+another attempt can meet. In an object store nothing can be renamed. There an attempt takes a claim,
+which only one can create, writes chunks, then the arrays' metadata, and last creates the root's
+metadata, which only one can. A claim whose holder has shown no life for `LEASE_S` is followed by
+the next; a holder that was away for long sees so and stops
+([0008](../infra/decisions/0008-published-once.md)).
+"""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from zarr.storage import LocalStore
+
+from pipelines import storage
+from pipelines.errors import SquallError
+from pipelines.lock import exclusive
+
+LEASE_S = 120.0
+"""How long a claim without a sign of life keeps others waiting."""
+POLL_S = 0.5
+DEBRIS_S = 3600.0
+"""A hidden folder that nobody has written to for so long belongs to an attempt that died."""
+
+Stamp = Callable[[], Mapping[str, Any]]
+
+
+class LostClaimError(SquallError):
+    """Another process has taken over what this one was publishing."""
+
+
+def publish_once(dataset: xr.Dataset, url: str, encoding: dict[str, Any], stamp: Stamp) -> bool:
+    """Publish `dataset` as a Zarr v3 store at `url`; False where there is a complete one already.
+
+    Readers see all of it or nothing. `stamp` gives attributes that are known only at the end, such
+    as when that was; it is called just before the store becomes visible. What is staged lies on the
+    local disk: a Dask-backed dataset is never in memory as a whole.
+    """
+    path = storage.local_path(url)
+    if path is None:
+        with tempfile.TemporaryDirectory(prefix="squall-") as folder:
+            staged = Path(folder) / "staged.zarr"
+            _write(dataset, staged, encoding)
+            return _upload(staged, url, stamp)
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        _write(dataset, staged, encoding)
+        (staged / storage.ROOT_METADATA).write_bytes(_stamped(staged, stamp))
+        return _move(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def add_attributes(url: str, attributes: Mapping[str, Any]) -> None:
+    """Add global attributes to a published store. Readers see it without them or with them."""
+    metadata = storage.read_json(storage.join(url, storage.ROOT_METADATA))
+    metadata["attributes"] |= attributes
+    storage.write_json(storage.join(url, storage.ROOT_METADATA), metadata)
+
+
+def sweep(folder: str, older_than_s: float = DEBRIS_S) -> int:
+    """Remove what attempts that died have left in a local folder; how many there were."""
+    path = storage.local_path(folder)
+    if path is None or not path.is_dir():
+        return 0
+    swept = 0
+    for staged in path.glob(".*.zarr.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - staged.stat().st_mtime > older_than_s:
+                shutil.rmtree(staged, ignore_errors=True)
+                swept += 1
+    return swept
+
+
+def _write(dataset: xr.Dataset, staged: Path, encoding: dict[str, Any]) -> None:
+    with storage.consolidating():
+        dataset.to_zarr(
+            LocalStore(staged),
+            mode="w",
+            zarr_format=3,
+            consolidated=True,
+            encoding=encoding,
+            write_empty_chunks=True,
+        )
+
+
+def _stamped(staged: Path, stamp: Stamp) -> bytes:
+    """The root's metadata with what the stamp adds."""
+    metadata = json.loads((staged / storage.ROOT_METADATA).read_bytes())
+    metadata["attributes"] |= stamp()
+    return (json.dumps(metadata, indent=1) + "\n").encode()
+
+
+# A local folder ----------------------------------------------------------------------------------
+
+
+def _move(staged: Path, path: Path) -> bool:
+    """Rename a finished store into its place; False where one is there."""
+    if _renamed(staged, path):
+        return True
+    if (path / storage.ROOT_METADATA).exists():
+        return False
+    with exclusive(str(path), by="publisher"):  # a folder that no publisher made: out of the way
+        if not (path / storage.ROOT_METADATA).exists():
+            path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+        return _renamed(staged, path)
+
+
+def _renamed(staged: Path, path: Path) -> bool:
+    try:
+        os.rename(staged, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
+
+
+# An object store ---------------------------------------------------------------------------------
+
+
+def _upload(staged: Path, url: str, stamp: Stamp) -> bool:
+    with _claimed(url) as claim:
+        if claim is None:
+            return False
+        keys = sorted(
+            (str(file.relative_to(staged)) for file in staged.rglob("*") if file.is_file()),
+            key=storage.publish_order,
+        )
+        for key in keys[:-1]:
+            claim.hold()
+            storage.write_bytes(storage.join(url, key), (staged / key).read_bytes())
+        claim.hold()
+        return storage.create_bytes(
+            storage.join(url, storage.ROOT_METADATA), _stamped(staged, stamp)
+        )
+
+
+class _Claim:
+    """The right to write a store. Its holder renews it; the one with the highest number counts."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        folder, _, name = url.rpartition("/")
+        self.folder = f"{folder}/claims/{name}"
+        self.number = 0
+        self._since = time.monotonic()
+
+    def take(self) -> bool:
+        """Wait until nobody alive holds the store; False where it is published by then."""
+        seen, since = -1, time.monotonic()
+        while not self._published():
+            newest = self._newest()
+            if newest != seen:
+                seen, since = newest, time.monotonic()
+            if newest == 0 or time.monotonic() - since > LEASE_S:
+                if self._create(newest + 1) and self._published():
+                    self.release()
+                elif self.number:
+                    return True
+            else:
+                time.sleep(POLL_S)
+        return False
+
+    def hold(self) -> None:
+        """Before every write: renew the claim in time; raise where another has taken over."""
+        if time.monotonic() - self._since < LEASE_S / 4:
+            return
+        if not self._create(self.number + 1) or self._published():
+            raise LostClaimError(
+                f"{storage.display(self.url)} is being published by another process",
+                found=f"a newer claim than our number {self.number}",
+                expected="one publisher at a time",
+                remedy="nothing: the other one's forecast counts",
+            )
+
+    def release(self) -> None:
+        """Let others go on."""
+        storage.remove(self.folder)
+
+    def _published(self) -> bool:
+        return storage.exists(storage.join(self.url, storage.ROOT_METADATA))
+
+    def _newest(self) -> int:
+        return max((int(name) for name in storage.names(self.folder)), default=0)
+
+    def _create(self, number: int) -> bool:
+        if not storage.create_bytes(f"{self.folder}/{number}", b""):
+            return False
+        self.number, self._since = number, time.monotonic()
+        return True
+
+
+@contextlib.contextmanager
+def _claimed(url: str) -> Iterator[_Claim | None]:
+    """Hold the claim on a store; None where it is published already."""
+    claim = _Claim(url)
+    if not claim.take():
+        yield None
+        return
+    try:
+        yield claim
+    except LostClaimError:
+        raise
+    except Exception:
+        claim.release()  # an attempt that failed, and knows it, keeps nobody waiting
+        raise
+    claim.release()
