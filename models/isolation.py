@@ -326,7 +326,7 @@ def _serve(
     def answer(question: _Question) -> _Answer:
         assert forecaster is not None
         forecast = forecaster.predict(*question.parcel.open())
-        return _Answer(Parcel.pack(forecast, folder), _peak_bytes())
+        return _Answer(Parcel.pack(forecast, folder), peak_bytes())
 
     try:
         pipe.send(_try(load, load_timeout_s + GRACE_S))
@@ -358,7 +358,7 @@ def _end_with_parent(folder: str) -> None:
     os._exit(1)
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
     """The most memory that this process has had (VmHWM), 0 where the system does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []

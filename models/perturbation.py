@@ -6,10 +6,9 @@ the beam was weakened on its way. So a member's rain is multiplied by a smooth r
 
     R'(t, y, x) = R(t, y, x) · exp(s·n(y, x) − s²/2),    s = noise_db · ln(10) / 10
 
-with n Gaussian noise of variance 1, correlated over `scale_km`; −s²/2 makes the factor
-1 on average.
-The same n for all past frames: noise that changes from frame to frame would look like rain that
-grows and decays, which a network would forecast to go on.
+with n Gaussian noise of variance 1, correlated over `scale_km`; −s²/2 makes the factor 1 on
+average. The same n for all past frames: noise that changes from frame to frame would look like rain
+that grows and decays, which a network would forecast to go on.
 
 Where rain will be is uncertain as well. With `motion_km_h` each member's frames also lie as if the
 rain had come with another velocity: the frame a time Δt before init_time is moved by −Δv·Δt, the

@@ -96,6 +96,9 @@ class Tiled:
                 for frame in np.ndindex(forecast.shape[:-2]):
                     blend(blended[frame][here], forecast[frame], weight / seen[here])
         assert blended is not None
+        if self.model is not None:  # below 0.1 mm/h a network's forecast is dry: between tiles, too
+            for frame in np.ndindex(blended.shape[:-2]):
+                blended[frame][blended[frame] < DRY_MM_H] = 0.0
         return labelled(blended, past, lead_times)
 
     def _spans(self, size: int) -> list[Span]:
@@ -130,14 +133,11 @@ def blend(
     """Take a tile's forecast (y, x) into what is blended so far, in place.
 
     `share` is the tile's part of all weights so far, which makes it a running weighted mean. Where
-    one says NaN the other counts. What is dry to one and falls below 0.1 mm/h is dry, as forecasts
-    are.
+    one says NaN the other counts.
     """
     before = np.where(np.isnan(blended), forecast, blended)
     after = np.where(np.isnan(forecast), before, forecast)
-    mean = before + (after - before) * share
-    faint = (mean < DRY_MM_H) & ((before == 0) | (after == 0))
-    blended[:] = np.where(faint, 0.0, mean)
+    blended[:] = before + (after - before) * share
 
 
 def alignment(forecaster: Forecaster) -> int:

@@ -8,7 +8,6 @@ import pandas as pd
 import xarray as xr
 
 from pipelines import storage
-from pipelines.archive import PACKING, TIME_ENCODING
 from pipelines.errors import ExistsError
 from pipelines.forecasts import (
     LATEST,
@@ -22,9 +21,8 @@ from pipelines.forecasts import (
 )
 from pipelines.lock import exclusive
 from pipelines.once import add_attributes, publish_once
+from pipelines.products import encodings
 from pipelines.times import now, time_text
-
-CHUNK = 256
 
 
 def publish(root: str, product: str, forecast: xr.Dataset) -> str:
@@ -48,24 +46,11 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
         _refuse_the_same(forecast, earlier)
         revision = earlier[-1].revision + 1 if earlier else 1
         url = forecast_url(root, product, init_time, revision)
-        if publish_once(forecast.assign_attrs(revision=revision), url, _encoding(forecast), stamp):
+        if publish_once(forecast.assign_attrs(revision=revision), url, encodings(forecast), stamp):
             break
     mark_superseded(root, product, init_time)
     refresh_latest(root, product)
     return url
-
-
-def _encoding(forecast: xr.Dataset) -> dict[str, Any]:
-    rows, columns = forecast["y"].size, forecast["x"].size
-    chunks: tuple[int, ...] = (1, min(CHUNK, rows), min(CHUNK, columns))
-    if "member" in forecast.dims:
-        chunks = (1, *chunks)
-    return {
-        "rain_rate": PACKING | {"chunks": chunks},
-        "init_time": TIME_ENCODING,
-        "valid_time": TIME_ENCODING,
-        "lead_time": {"units": "seconds", "dtype": "int64"},
-    }
 
 
 def _refuse_the_same(forecast: xr.Dataset, earlier: Sequence[Published]) -> None:

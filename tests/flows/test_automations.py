@@ -1,4 +1,4 @@
-"""The automations of infra/prefect tell of forecasts that are late, failed or by the fallback."""
+"""The automations of infra/prefect tell of forecasts late, failed or made by the fallback."""
 
 import http.server
 import json
