@@ -16,7 +16,8 @@ import pandas as pd
 
 from pipelines import storage
 from pipelines.errors import NotFoundError
-from pipelines.records import Record, forecasts_folder, published_names, read_records
+from pipelines.forecasts import folder_url
+from pipelines.records import Record, published_names, read_records
 from pipelines.times import now, time_text
 
 STAGES = ("ingest", "read", "predict", "products", "publish")
@@ -80,7 +81,7 @@ def latency(
         raise NotFoundError(
             "no forecast whose latency is known",
             found=f"{why or 'no forecast'} from {time_text(first)} to {time_text(last)}, of "
-            f"{len(names)} init_times at {storage.display(forecasts_folder(root, product))}",
+            f"{len(names)} init_times at {storage.display(folder_url(root, product))}",
             expected="a forecast published for the newest frame of its time",
             remedy="run `squall nowcast` as frames arrive, or name a period: --since, --until",
         )

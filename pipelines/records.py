@@ -1,13 +1,10 @@
 """What the root metadata of published forecasts says, of many at once: no array is opened.
 
-A forecast is ``{YYYYMMDDTHHMMZ}.zarr``, its later revisions ``{YYYYMMDDTHHMMZ}.r2.zarr``,
-``.r3.zarr`` and so on; a superseded one names the next in `superseded_by`. The attributes are those
-that `pipelines.forecasts` publishes.
+For a day's forecasts that is one small object each, many of them read at a time; and no listing of
+the folder, however many forecasts there are.
 """
 
-import datetime as dt
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +12,8 @@ from typing import Any
 import pandas as pd
 
 from pipelines import storage
-from pipelines.times import INIT_TIME_FORMAT, init_time_label, utc
-
-NAME = re.compile(r"(\d{8}T\d{4}Z)(?:\.r(\d+))?\.zarr")
+from pipelines.forecasts import folder_url, forecast_name, parse_name
+from pipelines.times import utc
 
 
 @dataclass(frozen=True)
@@ -40,28 +36,10 @@ class Record:
         return utc(text) if text else None
 
 
-def store_name(init_time: pd.Timestamp, revision: int = 1) -> str:
-    """What a revision's store is called."""
-    number = "" if revision == 1 else f".r{revision}"
-    return f"{init_time_label(init_time)}{number}.zarr"
-
-
-def parse_name(name: str) -> tuple[pd.Timestamp, int] | None:
-    """The init_time and revision of a store by its name; None for anything else."""
-    match = NAME.fullmatch(name)
-    if match is None:
-        return None
-    try:
-        time = pd.Timestamp(dt.datetime.strptime(match[1], INIT_TIME_FORMAT))  # pandas' is slow
-    except ValueError:
-        return None
-    return time.as_unit("ns"), int(match[2] or 1)
-
-
 def published_names(root: str, product: str) -> dict[pd.Timestamp, list[str]]:
     """The names of all revisions, complete or not, by init_time, oldest first: one listing."""
     found: dict[pd.Timestamp, list[tuple[int, str]]] = {}
-    for name in storage.names(forecasts_folder(root, product)):
+    for name in storage.names(folder_url(root, product)):
         if parsed := parse_name(name):
             found.setdefault(parsed[0], []).append((parsed[1], name))
     return {time: [name for _, name in sorted(found[time])] for time in sorted(found)}
@@ -75,7 +53,7 @@ def read_records(root: str, product: str, names: Iterable[str]) -> list[Record]:
     names = [name for name in names if parse_name(name)]
     if not names:
         return []
-    fs, folder = storage.filesystem(forecasts_folder(root, product))
+    fs, folder = storage.filesystem(folder_url(root, product))
     paths = {name: f"{folder}/{name}/{storage.ROOT_METADATA}" for name in names}
     contents = fs.cat(list(paths.values()), on_error="return")
     records = []
@@ -95,31 +73,19 @@ def all_revisions(
 ) -> dict[pd.Timestamp, list[Record]]:
     """Every revision of the forecasts of some init_times, oldest first; init_times without are out.
 
-    Found by name and from revision to revision, without a listing as long as all have a first one.
+    Found without a listing: the first by its name, each later one by what the one before says.
     """
     found: dict[pd.Timestamp, list[Record]] = {}
-    wanted = list(init_times)
-    names = [store_name(time) for time in wanted]
+    names = [forecast_name(time) for time in init_times]
     while names:
         new = read_records(root, product, names)
         for record in new:
             found.setdefault(record.init_time, []).append(record)
         names = [str(record.attributes.get("superseded_by") or "") for record in new]
         names = [name for name, record in zip(names, new, strict=True) if _follows(name, record)]
-    without = [time for time in wanted if time not in found]
-    if without:  # the first revision may be gone, and later ones there
-        listed = published_names(root, product)
-        rest = [name for time in without for name in listed.get(time, [])]
-        for record in read_records(root, product, rest):
-            found.setdefault(record.init_time, []).append(record)
-    return {time: found[time] for time in sorted(found)}
+    return found
 
 
 def _follows(name: str, record: Record) -> bool:
     parsed = parse_name(name)
     return parsed is not None and parsed[0] == record.init_time and parsed[1] > record.revision
-
-
-def forecasts_folder(root: str, product: str) -> str:
-    """Where a product's forecasts are."""
-    return storage.join(root, "forecasts", product)

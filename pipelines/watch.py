@@ -18,6 +18,7 @@ from pydantic import Field
 
 from pipelines import storage
 from pipelines.archive import STATUS_CHUNK, USABLE, Archive, Status, archive_url
+from pipelines.forecasts import LATEST, folder_url
 from pipelines.latency import Latency, of_records
 from pipelines.records import Record, all_revisions, published_names, read_records
 from pipelines.scores import scores
@@ -166,7 +167,7 @@ def recent_status(archive: Archive, period: pd.Timedelta = DAY) -> pd.Series:
 
 def newest_record(root: str, product: str) -> Record | None:
     """The newest revision of the newest forecast, as `latest.json` says; None where none is."""
-    url = storage.join(root, "forecasts", product, "latest.json")
+    url = f"{folder_url(root, product)}/{LATEST}"
     if not storage.exists(url):
         return None
     records = read_records(root, product, [storage.read_json(url)["forecast"]])

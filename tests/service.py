@@ -5,9 +5,8 @@ import pandas as pd
 import xarray as xr
 
 from pipelines import storage
-from pipelines.forecasts import forecast_dataset
+from pipelines.forecasts import forecast_dataset, forecast_name
 from pipelines.grid import Grid
-from pipelines.records import store_name
 from pipelines.times import init_time_label, time_text
 
 PRODUCT = "test"
@@ -40,10 +39,10 @@ def publish_by_hand(
         | {"lead_time": lead_times, "init_time": init_time.to_datetime64()},
     )
     folder = storage.join(root, "forecasts", PRODUCT)
-    name = store_name(init_time, revision)
+    name = forecast_name(init_time, revision)
     storage.publish_store(forecast_dataset(rain_rate, given), f"{folder}/{name}", {})
     if revision > 1:
-        older = f"{folder}/{store_name(init_time, revision - 1)}/{storage.ROOT_METADATA}"
+        older = f"{folder}/{forecast_name(init_time, revision - 1)}/{storage.ROOT_METADATA}"
         if storage.exists(older):
             metadata = storage.read_json(older)
             metadata["attributes"]["superseded_by"] = name

@@ -22,7 +22,7 @@ def root(tmp_path):
 
 def record(total_s, stages, k=0, **attributes):
     received = TIME + k * STEP + pd.Timedelta("1min")
-    published = received + pd.Timedelta(seconds=total_s)
+    published = received + pd.Timedelta(milliseconds=round(total_s * 1000))
     given = {f"seconds_{stage}": value for stage, value in zip(STAGES, stages, strict=True)}
     given |= {"frame_received_time": time_text(received), "publish_time": time_text(published)}
     return Record(f"{k}", TIME + k * STEP, 1, given | attributes)

@@ -1,19 +1,14 @@
 """Records: which revisions of which forecasts there are, by their root metadata alone."""
 
-import shutil
-
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipelines import records
+from pipelines import storage
+from pipelines.forecasts import forecast_name
 from pipelines.records import (
     all_revisions,
-    parse_name,
     published_names,
     read_records,
-    store_name,
 )
 from tests.service import PRODUCT, publish_by_hand
 
@@ -30,25 +25,12 @@ def names_of(revisions):
     return {time: [record.name for record in found] for time, found in revisions.items()}
 
 
-def test_names_of_revisions():
-    assert store_name(TIME) == "20240601T0500Z.zarr"
-    assert store_name(TIME, 3) == "20240601T0500Z.r3.zarr"
-    for other in ("latest.json", "20240601T0500Z", "20241301T0500Z.zarr", "x20240601T0500Z.zarr"):
-        assert parse_name(other) is None
-
-
-@given(minutes=st.integers(0, 10**7), revision=st.integers(1, 500))
-def test_a_name_says_init_time_and_revision(minutes, revision):
-    time = pd.Timestamp("2010-01-01") + pd.Timedelta(minutes=minutes)
-    assert parse_name(store_name(time, revision)) == (time, revision)
-
-
 def test_names_are_listed_by_init_time_and_revision(root, grid):
     for time, revision in ((TIME + STEP, 1), (TIME, 1), (TIME, 10), (TIME, 2)):
         publish_by_hand(root, grid, time, revision)
     assert published_names(root, PRODUCT) == {
-        TIME: [store_name(TIME, revision) for revision in (1, 2, 10)],
-        TIME + STEP: [store_name(TIME + STEP)],
+        TIME: [forecast_name(TIME, revision) for revision in (1, 2, 10)],
+        TIME + STEP: [forecast_name(TIME + STEP)],
     }
     assert published_names(root, "nothing") == {}
 
@@ -66,7 +48,7 @@ def test_a_record_has_the_attributes_and_times_of_its_forecast(root, grid):
 def test_a_forecast_that_is_not_complete_has_no_record(root, grid, tmp_path):
     whole, half = (publish_by_hand(root, grid, time) for time in (TIME, TIME + STEP))
     (tmp_path / "forecasts" / PRODUCT / half / "zarr.json").unlink()
-    names = [half, store_name(TIME + 9 * STEP), "latest.json", whole]
+    names = [half, forecast_name(TIME + 9 * STEP), "latest.json", whole]
     assert [record.name for record in read_records(root, PRODUCT, names)] == [whole]
 
 
@@ -83,24 +65,16 @@ def test_revisions_are_found_one_from_the_other_without_a_listing(root, grid, mo
     for revision in (1, 2, 3):
         publish_by_hand(root, grid, TIME, revision)
     publish_by_hand(root, grid, TIME + STEP)
-    monkeypatch.setattr(records, "published_names", None)  # which would be called
+    monkeypatch.setattr(storage, "names", None)  # which would be called
     assert names_of(all_revisions(root, PRODUCT, [TIME, TIME + STEP])) == {
-        TIME: [store_name(TIME, revision) for revision in (1, 2, 3)],
-        TIME + STEP: [store_name(TIME + STEP)],
+        TIME: [forecast_name(TIME, revision) for revision in (1, 2, 3)],
+        TIME + STEP: [forecast_name(TIME + STEP)],
     }
 
 
-def test_later_revisions_are_found_where_the_first_was_removed(root, grid, tmp_path):
-    publish_by_hand(root, grid, TIME)
-    publish_by_hand(root, grid, TIME, 2)
-    shutil.rmtree(tmp_path / "forecasts" / PRODUCT / store_name(TIME))
-    found = all_revisions(root, PRODUCT, [TIME, TIME + STEP])
-    assert names_of(found) == {TIME: [store_name(TIME, 2)]}
-
-
 def test_a_revision_that_names_itself_is_followed_no_further(root, grid):
-    publish_by_hand(root, grid, TIME, superseded_by=store_name(TIME))
-    assert names_of(all_revisions(root, PRODUCT, [TIME])) == {TIME: [store_name(TIME)]}
+    publish_by_hand(root, grid, TIME, superseded_by=forecast_name(TIME))
+    assert names_of(all_revisions(root, PRODUCT, [TIME])) == {TIME: [forecast_name(TIME)]}
 
 
 def test_an_object_store_is_read_alike(grid):
@@ -108,5 +82,5 @@ def test_an_object_store_is_read_alike(grid):
     publish_by_hand(root, grid, TIME)
     publish_by_hand(root, grid, TIME, 2)
     found = names_of(all_revisions(root, PRODUCT, [TIME, TIME + STEP]))
-    assert found == {TIME: [store_name(TIME), store_name(TIME, 2)]}
+    assert found == {TIME: [forecast_name(TIME), forecast_name(TIME, 2)]}
     assert list(published_names(root, PRODUCT)) == [TIME]
