@@ -149,6 +149,8 @@ def arrivals(settings: Settings, files: list[FrameFile], progress: bool = False)
     ):
         for done in replay_arrivals(service, files):
             report.outcomes += done.outcomes
+            if done.trouble is not None:
+                raise done.trouble
             shown.update(len(done.files))
     return report
 

@@ -4,7 +4,9 @@ The reasons are found in files, manifest and rounds, not in what the service sai
 forecast that should be there and is not shows up as `UNEXPLAINED`.
 """
 
+import bisect
 import datetime as dt
+import itertools
 from collections.abc import Sequence
 
 import pandas as pd
@@ -37,6 +39,7 @@ def explain(
     lost = {file.valid_time for file in arrivals.lost}
     sent = {file.valid_time for file in arrivals.files}
     known = _known_from(archive, init_times)
+    newest = _newest_frames(rounds, known)
     reasons = {}
     for time in init_times.difference(published_init_times(root, product)):
         if time in lost:
@@ -48,36 +51,45 @@ def explain(
         elif last.get(time) == "refused":
             reasons[time] = "too few past frames"
         else:
-            reasons[time] = _too_late(time, known, rounds, archive.timestep, catch_up)
+            reasons[time] = _too_late(time, known, newest, archive.timestep, catch_up)
     return reasons
 
 
 def _too_late(
     time: pd.Timestamp,
     known: dict[pd.Timestamp, pd.Timestamp],
-    rounds: Sequence[Round],
+    newest: Sequence[tuple[Round, pd.Timestamp]],
     timestep: pd.Timedelta,
     catch_up: dt.timedelta,
 ) -> str:
-    """Why a frame that could be read has no forecast."""
+    """Why a frame that could be read has no forecast. `newest` : see `_newest_frames`."""
     own = [time - k * timestep for k in range(1, OWN_FRAMES)]
     enough = OWN_FRAMES - 1 - FALLBACK_MISSING
     others = sorted(known[one] for one in own if one in known)
     if len(others) < enough:
         return "too few past frames"
     possible_from = max([known[time], *others[:enough]])
-
-    def in_time(done: Round) -> bool:
-        newest = max(one for one, received in known.items() if received <= done.began)
-        return newest - time < pd.Timedelta(catch_up)
-
-    chances = [one for one in rounds if one.began >= possible_from and one.trouble is None]
-    chances = [one for one in chances if in_time(one)]
+    chances = [
+        done
+        for done, newest_frame in newest
+        if done.began >= possible_from and newest_frame - time < pd.Timedelta(catch_up)
+    ]
     if not chances:
         return f"the frame came after {format_duration(catch_up)} of newer ones"
-    if any(one.took >= timestep / 2 for one in chances):
+    if any(done.took >= timestep / 2 for done in chances):
         return "the rounds had no time for it"
     return UNEXPLAINED
+
+
+def _newest_frames(
+    rounds: Sequence[Round], known: dict[pd.Timestamp, pd.Timestamp]
+) -> list[tuple[Round, pd.Timestamp]]:
+    """The rounds that could work, each with the newest frame that was known when it began."""
+    came = sorted((received, time) for time, received in known.items())
+    received = [moment for moment, _ in came]
+    newest = list(itertools.accumulate((time for _, time in came), max))
+    counts = [(done, bisect.bisect_right(received, done.began)) for done in rounds]
+    return [(done, newest[n - 1]) for done, n in counts if n and done.trouble is None]
 
 
 def _known_from(archive: Archive, init_times: pd.DatetimeIndex) -> dict[pd.Timestamp, pd.Timestamp]:

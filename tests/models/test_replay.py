@@ -263,6 +263,15 @@ def test_without_a_model_advection_forecasts_and_says_why(tmp_path, files):
     assert told(tmp_path, 3)["requested_model"] == "nobody"
 
 
+def test_a_frame_with_few_before_it_waits_where_the_model_can_do_with_so_few(tmp_path, files):
+    """The first frame comes after the second: persistence needs no other, advection one."""
+    late = arriving(files[:3], s0="6min")
+    made = slots_and_revisions(publications(tmp_path / "one", late, "persistence"))
+    assert sorted(made) == [(0, 1), (1, 1), (1, 2), (2, 1)]
+    made = slots_and_revisions(publications(tmp_path / "two", late, "nobody"))
+    assert sorted(made) == [(1, 1), (2, 1)]
+
+
 # What was known ----------------------------------------------------------------------------------
 
 
