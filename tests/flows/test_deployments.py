@@ -143,6 +143,18 @@ def test_a_published_forecast_is_verified_with_the_recent_ones(prefect, deployed
     assert run["created_by"]["type"] == "AUTOMATION"
 
 
+def test_whoever_delivers_a_frame_can_start_a_nowcast(prefect, deployed):
+    def triggered():
+        runs = runs_of(prefect, deployed["nowcast"])
+        return [run for run in runs if not run["auto_scheduled"]]
+
+    emit = ("event", "emit", "squall.frame.arrived", "--resource-id", "squall.archive.town")
+    said = prefect.run("prefect", *emit)
+    assert said.returncode == 0, said.stdout + said.stderr
+    (run,) = wait_for(triggered)
+    assert run["created_by"]["type"] == "AUTOMATION"
+
+
 def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, project, deployed):
     folder, inbox, coming = project
     root = str(folder / "store")
