@@ -35,7 +35,8 @@ POLL_S = 0.5
 TOGETHER = 16
 """Objects written at a time."""
 DEBRIS_S = 3600.0
-"""A hidden folder that nobody has written to for so long belongs to an attempt that died."""
+"""A hidden folder or claim that nobody has touched for so long is of an attempt that died."""
+CLAIMS = "claims"
 
 Stamp = Callable[[], Mapping[str, Any]]
 
@@ -51,15 +52,20 @@ def publish_once(dataset: xr.Dataset, url: str, encoding: dict[str, Any], stamp:
     as when that was; it is called just before the store becomes visible. What is staged lies on the
     local disk: a Dask-backed dataset is never in memory as a whole.
     """
+    return publish_written(lambda staged: _write(dataset, staged, encoding), url, stamp)
+
+
+def publish_written(write: Callable[[Path], None], url: str, stamp: Stamp) -> bool:
+    """The same for what `write` writes, with consolidated metadata, into a local folder."""
     path = storage.local_path(url)
     if path is None:
         with tempfile.TemporaryDirectory(prefix="squall-") as folder:
             staged = Path(folder) / "staged.zarr"
-            _write(dataset, staged, encoding)
+            write(staged)
             return _upload(staged, url, stamp)
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        _write(dataset, staged, encoding)
+        write(staged)
         (staged / storage.ROOT_METADATA).write_bytes(_stamped(staged, stamp))
         return _move(staged, path)
     finally:
@@ -74,16 +80,31 @@ def add_attributes(url: str, attributes: Mapping[str, Any]) -> None:
 
 
 def sweep(folder: str, older_than_s: float = DEBRIS_S) -> int:
-    """Remove what attempts that died have left in a local folder; how many there were."""
+    """Remove what attempts that died have left in a folder; how many there were.
+
+    Locally their hidden folders, in an object store their claims.
+    """
     path = storage.local_path(folder)
-    if path is None or not path.is_dir():
-        return 0
+    if path is None:
+        return _sweep_claims(folder, older_than_s)
     swept = 0
     for staged in path.glob(".*.zarr.*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - staged.stat().st_mtime > older_than_s:
                 shutil.rmtree(staged, ignore_errors=True)
                 swept += 1
+    return swept
+
+
+def _sweep_claims(folder: str, older_than_s: float) -> int:
+    swept = 0
+    for name in storage.names(storage.join(folder, CLAIMS)):
+        claim = storage.join(folder, CLAIMS, name)
+        renewed = [storage.modified(f"{claim}/{number}") for number in storage.names(claim)]
+        published = storage.exists(storage.join(folder, name, storage.ROOT_METADATA))
+        if published or time.time() - max(renewed, default=0.0) > older_than_s:
+            storage.remove(claim)
+            swept += 1
     return swept
 
 
@@ -169,7 +190,7 @@ class _Claim:
     def __init__(self, url: str) -> None:
         self.url = url
         folder, _, name = url.rpartition("/")
-        self.folder = f"{folder}/claims/{name}"
+        self.folder = f"{folder}/{CLAIMS}/{name}"
         self.number = 0
         self._since = time.monotonic()
 
@@ -193,7 +214,8 @@ class _Claim:
         """Before every write: renew the claim in time; raise where another has taken over."""
         if time.monotonic() - self._since < LEASE_S / 4:
             return
-        if not self._create(self.number + 1) or self._published():
+        swept = not storage.exists(f"{self.folder}/{self.number}")
+        if swept or not self._create(self.number + 1) or self._published():
             raise LostClaimError(
                 f"{storage.display(self.url)} is being published by another process",
                 found=f"a newer claim than our number {self.number}",
