@@ -25,7 +25,7 @@ from pipelines.targets import new_target, refuse_existing
 from pipelines.times import init_time_label, now, time_text
 
 Format = Literal["netcdf", "cog", "mlwp"]
-ONLY_ZARR = {"chunks", "fill_value"}
+ONLY_ZARR = {"chunks", "shards", "fill_value"}
 """What of an encoding netCDF does not know."""
 
 
@@ -37,7 +37,10 @@ class Exported:
     urls: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"forecast: {self.forecast}", *map(storage.display, self.urls)])
+        where = storage.display(self.urls[0])
+        if len(self.urls) > 1:
+            where = f"{where.rpartition('/')[0]} ({len(self.urls)} files)"
+        return f"forecast: {self.forecast}\nexport: {where}"
 
 
 def export_forecast(

@@ -57,7 +57,7 @@ def mlwp_dataset(forecast: xr.Dataset) -> tuple[xr.Dataset, dict[str, Any]]:
     encoding = {names.get(name, name): how for name, how in encodings(forecast).items()}
     encoding["lead_time"] = {}
     for name in map(str, dataset.data_vars):
-        encoding[name]["chunks"] = (1, *encoding[name]["chunks"])
+        encoding[name] |= {part: (1, *encoding[name][part]) for part in ("chunks", "shards")}
     kept = {name: how for name, how in encoding.items() if name in dataset.variables}
     return dataset.assign_attrs(traits(dataset)), kept
 
