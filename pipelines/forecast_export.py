@@ -16,7 +16,7 @@ from pipelines import storage
 from pipelines.cog import fields, write_cog
 from pipelines.errors import NotFoundError, SquallError, UnknownNameError
 from pipelines.forecasts import forecast_name, latest_init_time, open_forecast
-from pipelines.mlwp import mlwp_dataset
+from pipelines.mlwp import SPACE, mlwp_dataset
 from pipelines.once import publish_once
 from pipelines.products import encodings
 from pipelines.progress import bar
@@ -114,7 +114,8 @@ def _mlwp(forecast: xr.Dataset, target: str, progress: bool) -> tuple[str, ...]:
     if target.endswith(".nc"):
         write_netcdf(dataset, target, encoding)
     else:
-        publish_once(dataset, target, encoding, stamp=dict)
+        whole = {dim: -1 for dim in SPACE if dim in dataset.dims}  # a shard is written at once
+        publish_once(dataset.chunk(whole), target, encoding, stamp=dict)
     return (target,)
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ import xarray as xr
 from pipelines import storage
 from pipelines.errors import NotFoundError
 from pipelines.grid import Grid
-from pipelines.times import INIT_TIME_FORMAT, init_time_label, time_text, utc
+from pipelines.times import INIT_TIME_FORMAT, init_time_label, now, time_text, utc
 from pipelines.units import LARGEST_MM_H
 
 LATEST = "latest.json"
+MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 PER_FORECAST = {"revision": 1, "model": "", "quality": "", "publish_time": ""}
 """What each forecast says of itself that `open_forecasts` keeps, and what stands for nothing."""
 NAME = re.compile(r"(?P<init_time>\d{8}T\d{4}Z)(\.r(?P<revision>\d+))?\.zarr")
@@ -95,19 +97,24 @@ def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Da
             {
                 "standard_name": "forecast_reference_time",
                 "long_name": "time of the newest input frame",
+                "units_metadata": "leap_seconds: none",
             },
         ),
         "valid_time": (
             "lead_time",
             (init_time + lead_time).to_numpy(),
-            {"standard_name": "time", "long_name": "init_time + lead_time"},
+            {
+                "standard_name": "time",
+                "long_name": "init_time + lead_time",
+                "units_metadata": "leap_seconds: none",
+            },
         ),
     }
     dims: tuple[str, ...] = ("lead_time", "y", "x")
     if "member" in rain_rate.dims:
         dims = ("member", *dims)
         numbers = np.arange(rain_rate.sizes["member"])
-        coords["member"] = ("member", numbers, {"standard_name": "realization"})
+        coords["member"] = ("member", numbers, MEMBER_ATTRS)
     variable = xr.Variable(
         dims,
         rain_rate.transpose(*dims).clip(0, LARGEST_MM_H).data,
@@ -121,7 +128,12 @@ def forecast_dataset(rain_rate: xr.DataArray, attrs: dict[str, object]) -> xr.Da
     return xr.Dataset(
         {"rain_rate": variable},
         coords=coords,
-        attrs={"Conventions": "CF-1.11", "title": "Squall precipitation nowcast", **attrs},
+        attrs={
+            "Conventions": "CF-1.11",
+            "title": "Squall precipitation nowcast",
+            "history": f"{time_text(now())} forecast by squall {version('squall')}",
+            **attrs,
+        },
     )
 
 
@@ -271,5 +283,5 @@ def ensemble_mean(rain_rate: xr.DataArray) -> xr.DataArray:
 
 def _as_ensemble(forecast: xr.Dataset) -> xr.Dataset:
     """A single forecast as an ensemble of one."""
-    member = xr.DataArray([0], dims="member", attrs={"standard_name": "realization"})
+    member = xr.DataArray([0], dims="member", attrs=MEMBER_ATTRS)
     return forecast.assign(rain_rate=forecast["rain_rate"].expand_dims(member=member))

@@ -78,7 +78,7 @@ def test_parameters_are_forms_with_descriptions(deployed):
     for name, one in deployed.items():
         schema = one["parameter_openapi_schema"]
         for field, form in schema["properties"].items():
-            assert form.get("description") or DEPLOYMENTS[name] == "nowcast", (name, field)
+            assert form.get("description"), (name, field)
         for section in schema["definitions"].values():
             for field, form in section.get("properties", {}).items():
                 assert form.get("description") or "$ref" in form, (name, field)
