@@ -1,4 +1,4 @@
-"""Retention: forecasts read the same after their day went into one store, whoever died on the way."""
+"""Retention: forecasts read the same after their day went into one store, whoever died."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def day_of(root, text="0h"):
     return day_url(folder_url(root, "test"), at(text))
 
 
-def compact(root, before=at("2D"), grace=NO_GRACE):
+def compact(root, before=DATE + 2 * DAY, grace=NO_GRACE):
     return compact_days(root, "test", before, grace=grace)
 
 
