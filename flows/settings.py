@@ -28,6 +28,7 @@ from models.tune import TuneSettings
 from models.verification import VerifySettings
 from pipelines.errors import SquallError
 from pipelines.ingest import IngestSettings
+from pipelines.retention import RetentionSettings
 
 PREFIX, DELIMITER, TOML = "SQUALL_", "__", "squall.toml"
 
@@ -58,6 +59,7 @@ class Settings(BaseSettings):
     tune: TuneSettings = TuneSettings()
     nowcast: NowcastSettings = NowcastSettings()
     verify: VerifySettings = VerifySettings()
+    retention: RetentionSettings = RetentionSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -95,6 +95,29 @@ class PruneReport:
         )
 
 
+@dataclass(frozen=True)
+class RetentionReport:
+    """What a run of retention did."""
+
+    compaction: CompactionReport
+    pruning: PruneReport
+
+    def __str__(self) -> str:
+        return f"{self.compaction}\n\n{self.pruning}"
+
+
+def retain(
+    root: str, product: str, settings: RetentionSettings, *, progress: bool = False
+) -> RetentionReport:
+    """Remove what is older than is kept, and compact what is older than `compact_after`."""
+    moment = now()
+    pruning = prune_forecasts(root, product, moment - settings.keep if settings.keep else None)
+    compaction = compact_days(
+        root, product, moment - settings.compact_after, grace=settings.grace, progress=progress
+    )
+    return RetentionReport(compaction, pruning)
+
+
 def compact_days(
     root: str,
     product: str,
