@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import pandas as pd
 import xarray as xr
@@ -139,7 +139,7 @@ class Nowcaster:
         recipe = partial(serving_forecaster, self._root, wanted, serving)
         return max(frames, 2), Isolated(recipe, threads=serving.threads)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Nowcaster":
         return self
 
     def __exit__(
