@@ -3,9 +3,9 @@
 Locally an attempt is written into a hidden folder beside its place and renamed there whole: the
 operating system lets one rename win, and an attempt that dies leaves nothing that a reader or
 another attempt can meet. In an object store nothing can be renamed. There an attempt takes a claim,
-which only one can create, writes chunks, then the arrays' metadata, and last creates the root's
-metadata, which only one can. A claim whose holder has shown no life for `LEASE_S` is followed by
-the next; a holder that was away for long sees so and stops
+which only one can create, then creates chunks, then the arrays' metadata, and last the root's. A
+claim whose holder has shown no life for `LEASE_S` is followed by the next. A holder that was away
+for long sees so and stops; what it was just creating is there by then, so it changes nothing
 ([0008](../infra/decisions/0008-published-once.md)).
 """
 
@@ -13,12 +13,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,8 @@ POLL_S = 0.5
 TOGETHER = 16
 """Objects written at a time."""
 DEBRIS_S = 3600.0
-"""A hidden folder or claim that nobody has touched for so long is of an attempt that died."""
+"""What is staged, and nobody has added to for so long, belongs to an attempt that died."""
+STAGED = re.compile(r"\..+\.[0-9a-f]{32}")
 CLAIMS = "claims"
 
 Stamp = Callable[[], Mapping[str, Any]]
@@ -63,7 +66,7 @@ def publish_written(write: Callable[[Path], None], url: str, stamp: Stamp) -> bo
             staged = Path(folder) / "staged.zarr"
             write(staged)
             return _upload(staged, url, stamp)
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    staged = _beside(path)
     try:
         write(staged)
         (staged / storage.ROOT_METADATA).write_bytes(_stamped(staged, stamp))
@@ -74,38 +77,52 @@ def publish_written(write: Callable[[Path], None], url: str, stamp: Stamp) -> bo
 
 def add_attributes(url: str, attributes: Mapping[str, Any]) -> None:
     """Add global attributes to a published store. Readers see it without them or with them."""
-    metadata = storage.read_json(storage.join(url, storage.ROOT_METADATA))
+    root_metadata = storage.join(url, storage.ROOT_METADATA)
+    metadata = storage.read_json(root_metadata)
     metadata["attributes"] |= attributes
-    storage.write_json(storage.join(url, storage.ROOT_METADATA), metadata)
+    path = storage.local_path(url)
+    if path is None:
+        storage.write_json(root_metadata, metadata)
+        return
+    staged = _beside(path)  # not within: where this dies, `sweep` finds it there
+    staged.write_bytes(_as_bytes(metadata))
+    staged.replace(path / storage.ROOT_METADATA)
 
 
 def sweep(folder: str, older_than_s: float = DEBRIS_S) -> int:
-    """Remove what attempts that died have left in a folder; how many there were.
+    """Remove what attempts that died have left in a folder of stores; how many there were.
 
-    Locally their hidden folders, in an object store their claims.
+    In an object store that is the claims on what is published; what is not will be, over them.
     """
     path = storage.local_path(folder)
     if path is None:
-        return _sweep_claims(folder, older_than_s)
+        return _sweep_claims(folder)
     swept = 0
-    for staged in path.glob(".*.zarr.*"):
+    for staged in path.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - staged.stat().st_mtime > older_than_s:
-                shutil.rmtree(staged, ignore_errors=True)
+            if STAGED.fullmatch(staged.name) and time.time() - _touched(staged) > older_than_s:
+                shutil.rmtree(staged, ignore_errors=True) if staged.is_dir() else staged.unlink()
                 swept += 1
     return swept
 
 
-def _sweep_claims(folder: str, older_than_s: float) -> int:
-    swept = 0
-    for name in storage.names(storage.join(folder, CLAIMS)):
-        claim = storage.join(folder, CLAIMS, name)
-        renewed = [storage.modified(f"{claim}/{number}") for number in storage.names(claim)]
-        published = storage.exists(storage.join(folder, name, storage.ROOT_METADATA))
-        if published or time.time() - max(renewed, default=0.0) > older_than_s:
-            storage.remove(claim)
-            swept += 1
-    return swept
+def _touched(staged: Path) -> float:
+    """When something was last added to a staged file or store, or to one of its arrays."""
+    return max(path.stat().st_mtime for path in (staged, *staged.glob("*")))
+
+
+def _sweep_claims(folder: str) -> int:
+    claims = [_Claim(storage.join(folder, name)) for name in storage.names(f"{folder}/{CLAIMS}")]
+    return sum(claim.give_up_if_published() for claim in claims)
+
+
+def _beside(path: Path) -> Path:
+    """Where what is to be at `path` is staged: hidden, and no other attempt's."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _as_bytes(metadata: Mapping[str, Any]) -> bytes:
+    return (json.dumps(metadata, indent=1) + "\n").encode()
 
 
 def _write(dataset: xr.Dataset, staged: Path, encoding: dict[str, Any]) -> None:
@@ -124,7 +141,7 @@ def _stamped(staged: Path, stamp: Stamp) -> bytes:
     """The root's metadata with what the stamp adds."""
     metadata = json.loads((staged / storage.ROOT_METADATA).read_bytes())
     metadata["attributes"] |= stamp()
-    return (json.dumps(metadata, indent=1) + "\n").encode()
+    return _as_bytes(metadata)
 
 
 # A local folder ----------------------------------------------------------------------------------
@@ -138,7 +155,7 @@ def _move(staged: Path, path: Path) -> bool:
         return False
     with exclusive(str(path), by="publisher"):  # a folder that no publisher made: out of the way
         if not (path / storage.ROOT_METADATA).exists():
-            path.rename(path.with_name(f".{path.name}.{uuid.uuid4().hex}"))
+            path.rename(_beside(path))
         return _renamed(staged, path)
 
 
@@ -167,21 +184,25 @@ def _upload(staged: Path, url: str, stamp: Stamp) -> bool:
             some = [key for key in keys[:-1] if key.endswith(storage.ROOT_METADATA) == metadata]
             for first in range(0, len(some), TOGETHER):
                 claim.hold()
-                _put(staged, url, some[first : first + TOGETHER])
+                _put(staged, url, some[first : first + TOGETHER], claim)
         claim.hold()
         return storage.create_bytes(
             storage.join(url, storage.ROOT_METADATA), _stamped(staged, stamp)
         )
 
 
-def _put(staged: Path, url: str, keys: list[str]) -> None:
+def _put(staged: Path, url: str, keys: list[str], claim: "_Claim") -> None:
     """Write some objects at once: each waits for the network most of the time."""
+
+    def put(key: str, how: Callable[[str, bytes], bool | None]) -> bool | None:
+        return how(storage.join(url, key), (staged / key).read_bytes())
+
     with ThreadPoolExecutor(TOGETHER) as pool:
-        for _ in pool.map(
-            lambda key: storage.write_bytes(storage.join(url, key), (staged / key).read_bytes()),
-            keys,
-        ):
-            pass
+        created = list(pool.map(partial(put, how=storage.create_bytes), keys))
+        there = [key for key, new in zip(keys, created, strict=True) if not new]
+        if there:
+            claim.renew()  # an attempt that died has left them; or have we been taken over?
+            list(pool.map(partial(put, how=storage.write_bytes), there))
 
 
 class _Claim:
@@ -198,40 +219,49 @@ class _Claim:
         """Wait until nobody alive holds the store; False where it is published by then."""
         seen, since = -1, time.monotonic()
         while not self._published():
-            newest = self._newest()
+            newest = max(self._numbers(), default=0)
             if newest != seen:
                 seen, since = newest, time.monotonic()
-            if newest == 0 or time.monotonic() - since > LEASE_S:
-                if self._create(newest + 1) and self._published():
-                    self.release()
-                elif self.number:
-                    return True
-            else:
+            if newest and time.monotonic() - since <= LEASE_S:
                 time.sleep(POLL_S)
+            elif self._create(newest + 1):
+                return not self.give_up_if_published()
         return False
 
     def hold(self) -> None:
-        """Before every write: renew the claim in time; raise where another has taken over."""
-        if time.monotonic() - self._since < LEASE_S / 4:
-            return
-        swept = not storage.exists(f"{self.folder}/{self.number}")
-        if swept or not self._create(self.number + 1) or self._published():
+        """Before every write: renew the claim in time."""
+        if time.monotonic() - self._since > LEASE_S / 4:
+            self.renew()
+
+    def renew(self) -> None:
+        """Show life. Raises `LostClaimError` where another has taken over."""
+        ours = self._numbers()[-1:] == [self.number] and self._create(self.number + 1)
+        if not ours or self.give_up_if_published():
             raise LostClaimError(
                 f"{storage.display(self.url)} is being published by another process",
-                found=f"a newer claim than our number {self.number}",
+                found=f"another claim than our number {self.number}",
                 expected="one publisher at a time",
                 remedy="nothing: the other one's forecast counts",
             )
 
     def release(self) -> None:
-        """Let others go on."""
-        storage.remove(self.folder)
+        """Let others go on: no claim of ours, or of those before us, stays; ours goes last."""
+        for number in self._numbers():
+            if number <= self.number:
+                storage.remove(f"{self.folder}/{number}")
+
+    def give_up_if_published(self) -> bool:
+        """Whether the store is published; then no claim on it is worth anything."""
+        if self._published():
+            storage.remove(self.folder)
+            return True
+        return False
 
     def _published(self) -> bool:
         return storage.exists(storage.join(self.url, storage.ROOT_METADATA))
 
-    def _newest(self) -> int:
-        return max((int(name) for name in storage.names(self.folder)), default=0)
+    def _numbers(self) -> list[int]:
+        return sorted(map(int, storage.names(self.folder)))
 
     def _create(self, number: int) -> bool:
         if not storage.create_bytes(f"{self.folder}/{number}", b""):
@@ -254,4 +284,4 @@ def _claimed(url: str) -> Iterator[_Claim | None]:
     except Exception:
         claim.release()  # an attempt that failed, and knows it, keeps nobody waiting
         raise
-    claim.release()
+    claim.give_up_if_published()
