@@ -48,11 +48,14 @@ def nowcast(
     `since` or `until`, every frame of that period. Where the model fails, advection forecasts; a
     frame that nothing can be forecast from is skipped and said so.
 
-    Parameters
-    ----------
-    root, product, ingest, nowcast : override squall.toml and the environment where given
-    since, until : forecast from all frames of this period instead, UTC, oldest first
-    progress : show a bar
+    Args:
+        root: Where the archive, models and forecasts are; as squall.toml or the environment say.
+        product: Which archive; as squall.toml or the environment say.
+        ingest: Where new files appear and how they are read; overrides squall.toml where given.
+        nowcast: How forecasts are made; overrides squall.toml where given.
+        since: Instead, forecast from all frames at or after this time, UTC, the oldest first.
+        until: Instead, forecast from all frames at or before this time, UTC, the oldest first.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, ingest=ingest, nowcast=nowcast)
     report = NowcastReport()

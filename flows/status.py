@@ -13,7 +13,7 @@ from pipelines.errors import SquallError
 from pipelines.latency import Latency
 from pipelines.metrics import registry
 from pipelines.times import format_duration, time_text
-from pipelines.watch import ServiceStatus, Skill, WatchSettings, crossed, look
+from pipelines.watch import ServiceStatus, Skill, WatchSettings, age_text, crossed, look
 
 OTHERS = ("ingest", "train", "tune", "nowcast", "verify")
 """Sections of `flows.settings.Settings` that are not looked at here: they would bring torch."""
@@ -130,7 +130,7 @@ def print_latency(latency: Latency) -> None:
 
 
 def _aged(time: Any, age: Any) -> str:
-    return "none" if time is None else f"{time_text(time)}, {format_duration(age)} old"
+    return "none" if time is None else f"{time_text(time)}, {age_text(age)} old"
 
 
 def _latency(latency: Latency) -> str:

@@ -16,7 +16,7 @@ from pipelines import storage
 from pipelines.cog import fields, write_cog
 from pipelines.errors import NotFoundError, SquallError, UnknownNameError
 from pipelines.forecasts import forecast_name, latest_init_time, open_forecast
-from pipelines.mlwp import mlwp_dataset
+from pipelines.mlwp import SPACE, mlwp_dataset
 from pipelines.once import publish_once
 from pipelines.products import encodings
 from pipelines.progress import bar
@@ -25,7 +25,7 @@ from pipelines.targets import new_target, refuse_existing
 from pipelines.times import init_time_label, now, time_text
 
 Format = Literal["netcdf", "cog", "mlwp"]
-ONLY_ZARR = {"chunks", "fill_value"}
+ONLY_ZARR = {"chunks", "shards", "fill_value"}
 """What of an encoding netCDF does not know."""
 
 
@@ -37,7 +37,10 @@ class Exported:
     urls: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"forecast: {self.forecast}", *map(storage.display, self.urls)])
+        where = storage.display(self.urls[0])
+        if len(self.urls) > 1:
+            where = f"{where.rpartition('/')[0]} ({len(self.urls)} files)"
+        return f"forecast: {self.forecast}\nexport: {where}"
 
 
 def export_forecast(
@@ -111,7 +114,8 @@ def _mlwp(forecast: xr.Dataset, target: str, progress: bool) -> tuple[str, ...]:
     if target.endswith(".nc"):
         write_netcdf(dataset, target, encoding)
     else:
-        publish_once(dataset, target, encoding, stamp=dict)
+        whole = {dim: -1 for dim in SPACE if dim in dataset.dims}  # a shard is written at once
+        publish_once(dataset.chunk(whole), target, encoding, stamp=dict)
     return (target,)
 
 

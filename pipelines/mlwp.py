@@ -24,7 +24,8 @@ PROJECTED = {
     "lat": "latitude",
     "lon": "longitude",
 }
-DIMS = frozenset({"reference_time", "lead_time", "xc", "yc", "longitude", "latitude", "member"})
+SPACE = ("xc", "yc", "longitude", "latitude")
+DIMS = frozenset({"reference_time", "lead_time", "member", *SPACE})
 
 
 def mlwp_dataset(forecast: xr.Dataset) -> tuple[xr.Dataset, dict[str, Any]]:
@@ -57,7 +58,8 @@ def mlwp_dataset(forecast: xr.Dataset) -> tuple[xr.Dataset, dict[str, Any]]:
     encoding = {names.get(name, name): how for name, how in encodings(forecast).items()}
     encoding["lead_time"] = {}
     for name in map(str, dataset.data_vars):
-        encoding[name]["chunks"] = (1, *encoding[name]["chunks"])
+        for size in ("chunks", "shards"):
+            encoding[name][size] = (1, *encoding[name][size])
     kept = {name: how for name, how in encoding.items() if name in dataset.variables}
     return dataset.assign_attrs(traits(dataset)), kept
 

@@ -8,7 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from pipelines import storage
-from pipelines.errors import ExistsError
+from pipelines.errors import ExistsError, SquallError
+from pipelines.forecast_days import find_day
 from pipelines.forecasts import (
     LATEST,
     Published,
@@ -25,6 +26,10 @@ from pipelines.products import encodings
 from pipelines.times import now, time_text
 
 
+class CompactedError(SquallError):
+    """A forecast for a day whose forecasts are in one store already."""
+
+
 def publish(root: str, product: str, forecast: xr.Dataset) -> str:
     """Publish a forecast and return its URL. Readers see all of it or nothing.
 
@@ -32,7 +37,8 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
     the next revision, and the older ones are marked as superseded; their data stays as it was.
 
     Raises `ExistsError` where that model's newest forecast of the init_time is from the same inputs
-    (`model`, `inputs_sha256`): of several that race or try again one is one.
+    (`model`, `inputs_sha256`): of several that race or try again one is one. Raises
+    `CompactedError` where the day of the init_time is in one store already, which is immutable.
     """
     init_time = pd.Timestamp(forecast["init_time"].item())
     began = time.perf_counter()
@@ -52,6 +58,7 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
                 remedy="read the one that is there; forecasts are immutable",
             )
         revision = earlier[-1].revision + 1 if earlier else 1
+        _refuse_after_compaction(root, product, init_time)
         url = forecast_url(root, product, init_time, revision)
         if publish_once(forecast.assign_attrs(revision=revision), url, encodings(forecast), stamp):
             break
@@ -80,6 +87,18 @@ def _settle(root: str, product: str, init_time: pd.Timestamp) -> None:
     refresh_latest(root, product)
 
 
+def _refuse_after_compaction(root: str, product: str, init_time: pd.Timestamp) -> None:
+    day = find_day(folder_url(root, product), init_time)
+    if day is not None:
+        raise CompactedError(
+            f"no forecast can be added to {init_time:%Y-%m-%d}",
+            found=f"init_time {time_text(init_time)}, and its day in {storage.display(day.url)}",
+            expected="an init_time whose day is not compacted",
+            remedy="publish it under another product or root, or raise retention.compact_after "
+            "before such work",
+        )
+
+
 def mark_superseded(root: str, product: str, init_time: pd.Timestamp) -> int:
     """Have all revisions but the newest say which one counts instead; how many did not yet.
 
@@ -88,7 +107,7 @@ def mark_superseded(root: str, product: str, init_time: pd.Timestamp) -> int:
     earlier = revisions(root, product, init_time)
     marked = 0
     for one in earlier[:-1]:
-        if "superseded_by" not in one.attributes:
+        if one.day is None and "superseded_by" not in one.attributes:
             successor = earlier[one.revision]
             when = successor.attributes.get("publish_time", time_text(now("ms")))
             name = successor.url.rsplit("/", 1)[-1]

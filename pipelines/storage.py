@@ -81,6 +81,12 @@ def size(url: str) -> int:
     return int(fs.du(path)) if fs.exists(path) else 0
 
 
+def modified(url: str) -> float:
+    """When an object was last written, seconds since 1970."""
+    fs, path = filesystem(url)
+    return float(fs.modified(path).timestamp())
+
+
 def read_bytes(url: str) -> bytes:
     """The whole object."""
     fs, path = filesystem(url)
@@ -135,6 +141,14 @@ def remove(url: str) -> None:
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
         fs.rm(path, recursive=True)
+
+
+def retire(url: str) -> None:
+    """Remove a store: its root's metadata first, so that it is gone at once, then the rest."""
+    fs, path = filesystem(join(url, ROOT_METADATA))
+    with contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+    remove(url)
 
 
 def zarr_store(url: str) -> Any:

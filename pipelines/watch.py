@@ -211,7 +211,7 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
             lines.append(f"no {what}")
         elif age > oldest:
             lines.append(
-                f"the newest {what} is {format_duration(age)} old; limit {format_duration(oldest)}"
+                f"the newest {what} is {age_text(age)} old; limit {format_duration(oldest)}"
             )
     for what, count, most in (
         ("frames missing", len(status.gaps), settings.most_gaps),
@@ -227,6 +227,14 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
             part = f"{status.share(quality):.0%}"
             lines.append(f"{part} of 24h's forecasts are {quality}; limit {largest:.0%}")
     return lines
+
+
+def age_text(age: pd.Timedelta) -> str:
+    """An age as people say it, to three digits: 90s, 15.5min, 26h, 3.5d."""
+    seconds = age.total_seconds()
+    units = (("d", 86400), ("h", 3600), ("min", 60))
+    unit, size = next((one for one in units if seconds >= 2 * one[1]), ("s", 1))
+    return f"{seconds / size:.3g}{unit}"
 
 
 def as_dict(status: ServiceStatus, lines: list[str]) -> dict[str, Any]:

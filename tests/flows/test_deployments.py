@@ -78,7 +78,7 @@ def test_parameters_are_forms_with_descriptions(deployed):
     for name, one in deployed.items():
         schema = one["parameter_openapi_schema"]
         for field, form in schema["properties"].items():
-            assert form.get("description") or DEPLOYMENTS[name] == "nowcast", (name, field)
+            assert form.get("description"), (name, field)
         for section in schema["definitions"].values():
             for field, form in section.get("properties", {}).items():
                 assert form.get("description") or "$ref" in form, (name, field)
@@ -140,6 +140,18 @@ def test_a_published_forecast_is_verified_with_the_recent_ones(prefect, deployed
     prefect.tell(call.format(False))
     (run,) = wait_for(triggered)
     assert run["parameters"] == {"verify": {"since": "3h"}}
+    assert run["created_by"]["type"] == "AUTOMATION"
+
+
+def test_whoever_delivers_a_frame_can_start_a_nowcast(prefect, deployed):
+    def triggered():
+        runs = runs_of(prefect, deployed["nowcast"])
+        return [run for run in runs if not run["auto_scheduled"]]
+
+    emit = ("event", "emit", "squall.frame.arrived", "--resource-id", "squall.archive.town")
+    said = prefect.run("prefect", *emit)
+    assert said.returncode == 0, said.stdout + said.stderr
+    (run,) = wait_for(triggered)
     assert run["created_by"]["type"] == "AUTOMATION"
 
 

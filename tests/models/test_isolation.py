@@ -23,6 +23,8 @@ from models.isolation import (
     Isolated,
 )
 from models.prediction import get_forecaster
+from models.registry import save_model
+from models.training import NetworkSettings, TrainSettings
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.grid import Grid
 from pipelines.sources.synthetic import PROJECTION
@@ -224,6 +226,19 @@ def test_it_has_its_threads_and_a_malloc_that_keeps_memory():
     assert (pid, threads) == (isolated.about.pid, 2)
     assert "MALLOC_TRIM_THRESHOLD_" in psutil.Process(int(pid)).environ()
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    isolated.close()
+
+
+def test_a_network_forecasts_as_it_does_here(tmp_path):
+    settings = TrainSettings(network=NetworkSettings(hidden_channels=(4,)))
+    known = {"past_frames": 2, "timestep": TIMESTEP, "archive": {}, "metrics": {}}
+    weights = settings.build_network().state_dict()
+    name = f"net/{save_model(str(tmp_path), 'net', weights, settings, **known)}"
+    here = get_forecaster(str(tmp_path), name)
+    isolated = Isolated(partial(get_forecaster, str(tmp_path), name), threads=1)
+    xr.testing.assert_allclose(isolated.predict(past(), LEADS), here.predict(past(), LEADS))
+    assert (isolated.name, isolated.past_frames) == (name, 2)
+    assert isolated.about.weights_sha256 == here.model.weights_sha256
     isolated.close()
 
 

@@ -12,7 +12,7 @@ from pipelines import storage, watch
 from pipelines.archive import Status, archive_url
 from pipelines.errors import NotFoundError
 from pipelines.scores import contingency, save_sums
-from pipelines.watch import WatchSettings, as_dict, crossed, look, recent_status
+from pipelines.watch import WatchSettings, age_text, as_dict, crossed, look, recent_status
 from tests.service import PRODUCT, publish_by_hand
 
 STEP = pd.Timedelta("5min")
@@ -222,3 +222,18 @@ def test_the_oldest_forecast_is_only_asked_for_where_one_is_missing(root, archiv
     archive_of([0])
     assert look(root, PRODUCT).waiting == at(0)
     assert watch.newest_record(root, PRODUCT) is None
+
+
+@pytest.mark.parametrize(
+    ("age", "text"),
+    [
+        ("0s", "0s"),
+        ("90s", "90s"),
+        ("930s", "15.5min"),
+        ("2h", "2h"),
+        ("26h", "26h"),
+        ("84h", "3.5d"),
+    ],
+)
+def test_ages_as_people_say_them(age, text):
+    assert age_text(pd.Timedelta(age)) == text
