@@ -145,11 +145,11 @@ def arrivals(settings: Settings, files: list[FrameFile], progress: bool = False)
     report = NowcastReport()
     with (
         service_of(settings) as service,
-        bar(len(files), "replay", "round", shown=progress) as shown,
+        bar(len(files), "replay", "file", shown=progress) as shown,
     ):
-        for _, outcomes in replay_arrivals(service, files):
-            report.outcomes += outcomes
-            shown.update()
+        for done in replay_arrivals(service, files):
+            report.outcomes += done.outcomes
+            shown.update(len(done.files))
     return report
 
 

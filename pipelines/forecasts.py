@@ -294,6 +294,7 @@ def open_forecasts(
         combine_attrs="override",
     )
     together = together.sortby("init_time")  # those of a day's two groups alternate
+    together = together.transpose("init_time", "member", ..., missing_dims="ignore")
     return together.assign_coords(valid_time=_valid_time(together))
 
 
@@ -329,19 +330,16 @@ def _valid_time(forecasts: xr.Dataset) -> xr.Variable:
 
 def _as_ensembles(forecasts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
     """Where some are ensembles, a single forecast becomes an ensemble of one."""
-    of_members = {
-        name: one["member"].attrs
-        for one in forecasts
-        for name, variable in one.data_vars.items()
-        if "member" in variable.dims
-    }
+    ensembles = [one for one in forecasts if "member" in one.dims]
+    if not ensembles:
+        return list(forecasts)
+    of_members = {name for one in ensembles for name in one if "member" in one[name].dims}
+    member = xr.Variable("member", [0], ensembles[0]["member"].attrs)
     return [
-        one.assign(
-            {
-                name: one[name].expand_dims(member=xr.DataArray([0], dims="member", attrs=attrs))
-                for name, attrs in of_members.items()
-                if name in one and "member" not in one[name].dims
-            }
-        )
+        one
+        if "member" in one.dims
+        else one.assign(
+            {name: one[name].expand_dims("member") for name in of_members.intersection(one)}
+        ).assign_coords(member=member)
         for one in forecasts
     ]

@@ -1,10 +1,11 @@
 """Retention: old forecasts go into a store a day, and very old ones away.
 
 A day of forecasts is written, read back and compared before it is published, as a whole
-(`pipelines.once`). From then on it counts, and the single stores that it holds are left over. They
-are compared once more and removed after a grace period, so that whoever opened one before has time
-to read it. A removal takes the root's metadata first. Whenever this dies, every forecast is there
-exactly once, and the next run goes on.
+(`pipelines.once`). From then on it counts, and the single stores that it holds are left over. After
+a grace period they are compared once more and retired. Retiring notes when, and removes the root's
+metadata: nobody can open the store any more. Its chunks go another grace period later, for a chunk
+that is gone reads as missing rain to whoever opened the store before. Whenever this dies, every
+forecast is there exactly once, and the next run goes on.
 
 The day of the newest forecast stays as it is: `latest.json` never names what is gone.
 """
@@ -28,7 +29,7 @@ from pipelines.forecasts import (
     parse_name,
 )
 from pipelines.lock import exclusive
-from pipelines.once import publish_written, sweep
+from pipelines.once import CLAIMS, publish_written, sweep
 from pipelines.progress import bar
 from pipelines.publishing import mark_superseded
 from pipelines.section import Section
@@ -37,6 +38,8 @@ from pipelines.times import Duration, now, time_text, utc
 log = logging.getLogger(__name__)
 
 GRACE = dt.timedelta(hours=1)
+RETIRED = "retired"
+"""The folder of notes on stores that nobody can open any more and whose chunks are still there."""
 
 Stores = dict[Key, str]
 """Single stores, complete or not, by init_time and revision."""
@@ -58,7 +61,8 @@ class RetentionSettings(Section):
     grace: Duration = Field(
         GRACE,
         ge=dt.timedelta(0),
-        description="How long single stores stay after their day is complete, for readers.",
+        description="How long readers have to finish: before a store that is replaced by its day's "
+        "is retired, and from then until its chunks go.",
     )
 
 
@@ -95,6 +99,30 @@ class PruneReport:
         )
 
 
+@dataclass(frozen=True)
+class RetentionReport:
+    """What a run of retention did."""
+
+    compaction: CompactionReport
+    pruning: PruneReport
+
+    def __str__(self) -> str:
+        return f"{self.compaction}\n\n{self.pruning}"
+
+
+def retain(
+    root: str, product: str, settings: RetentionSettings, *, progress: bool = False
+) -> RetentionReport:
+    """Remove what is older than is kept, and compact what is older than `compact_after`."""
+    moment = now()
+    keep_from = moment - settings.keep if settings.keep else None
+    pruning = prune_forecasts(root, product, keep_from, grace=settings.grace)
+    compaction = compact_days(
+        root, product, moment - settings.compact_after, grace=settings.grace, progress=progress
+    )
+    return RetentionReport(compaction, pruning)
+
+
 def compact_days(
     root: str,
     product: str,
@@ -119,11 +147,14 @@ def compact_days(
                 if (day := find_day(folder, date)) is not None:
                     _remove_left_over(day, stores, grace, report)
                 shown.update()
+        sweep_retired(folder, grace)
     log.info("compaction of the forecasts of %s: %s", product, report)
     return report
 
 
-def prune_forecasts(root: str, product: str, before: pd.Timestamp | None) -> PruneReport:
+def prune_forecasts(
+    root: str, product: str, before: pd.Timestamp | None, *, grace: dt.timedelta = GRACE
+) -> PruneReport:
     """Remove the forecasts of every whole UTC day older than `before`, where given, for good.
 
     Never those of the newest forecast's day. What attempts that died have left goes as well.
@@ -134,11 +165,15 @@ def prune_forecasts(root: str, product: str, before: pd.Timestamp | None) -> Pru
             for date, stores in _old_days(root, product, before, compacted=True).items():
                 day = find_day(folder, date)
                 complete = {key for key, url in stores.items() if is_complete(url)}
-                _retire(stores)
+                for key in sorted(complete):
+                    retire(stores[key])
+                if day is not None:
+                    retire(day.url)
                 report.forecasts += len(complete.union(day.rows if day else ()))
                 report.days += bool(complete or day)
-                storage.retire(day_url(folder, date))
-        report.debris = sweep(folder) + sweep(f"{folder}/{FOLDER}")
+        for place in (folder, f"{folder}/{FOLDER}"):
+            sweep_retired(place, grace)
+            report.debris += sweep(place)
     log.info("pruning of the forecasts of %s: %s", product, report)
     return report
 
@@ -219,13 +254,33 @@ def _remove_left_over(
         )
         return
     compare(day, complete)
-    _retire({key: url for key, url in stores.items() if key in day.rows})
+    for url in complete.values():
+        retire(url)
     report.removed += len(complete)
 
 
-def _retire(stores: Stores) -> None:
-    for url in stores.values():
-        storage.retire(url)
+def retire(url: str) -> None:
+    """Make a store one that nobody can open; who has it open reads on until `sweep_retired`."""
+    folder, _, name = url.rpartition("/")
+    note = {"retired_time": time_text(now("ms"))}
+    storage.write_json(storage.join(folder, RETIRED, f"{name}.json"), note)
+    storage.remove(storage.join(url, storage.ROOT_METADATA))
+
+
+def sweep_retired(folder: str, grace: dt.timedelta) -> int:
+    """Remove the stores of a folder that were retired longer ago than `grace`; how many."""
+    swept = 0
+    for note_name in storage.names(storage.join(folder, RETIRED)):
+        note, name = storage.join(folder, RETIRED, note_name), note_name.removesuffix(".json")
+        retired_time = utc(storage.read_json(note)["retired_time"])
+        url, claim = storage.join(folder, name), storage.join(folder, CLAIMS, name)
+        if is_complete(url):  # whoever retired it died before it was, or it is published anew
+            storage.remove(note)
+        elif retired_time <= now("ms") - grace and not storage.exists(claim):
+            storage.remove(url)
+            storage.remove(note)
+            swept += 1
+    return swept
 
 
 def _label(date: pd.Timestamp) -> str:

@@ -143,14 +143,6 @@ def remove(url: str) -> None:
         fs.rm(path, recursive=True)
 
 
-def retire(url: str) -> None:
-    """Remove a store: its root's metadata first, so that it is gone at once, then the rest."""
-    fs, path = filesystem(join(url, ROOT_METADATA))
-    with contextlib.suppress(FileNotFoundError):
-        fs.rm_file(path)
-    remove(url)
-
-
 def zarr_store(url: str) -> Any:
     """What zarr and xarray open: a `LocalStore` (atomic writes) locally, else the URL itself."""
     path = local_path(url)

@@ -23,6 +23,7 @@ DEPLOYMENTS = {
     "train": "train",
     "ingest": "ingest",
     "compact": "compact",
+    "prune": "prune",
     "validate": "validate",
 }
 """Deployments and their flows."""
@@ -106,6 +107,7 @@ def test_what_runs_by_itself_and_what_waits_to_be_switched_on(deployed):
         "ingest": [],
         "train": [False],
         "compact": [False],
+        "prune": [True],
         "validate": [False],
     }
 

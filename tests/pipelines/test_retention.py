@@ -22,6 +22,7 @@ from pipelines.forecasts import (
     folder_url,
     forecast_dataset,
     forecast_url,
+    is_complete,
     is_published,
     latest_init_time,
     open_forecast,
@@ -74,7 +75,7 @@ def day_of(root, text="0h"):
     return day_url(folder_url(root, "test"), at(text))
 
 
-def compact(root, before=at("2D"), grace=NO_GRACE):
+def compact(root, before=DATE + 2 * DAY, grace=NO_GRACE):
     return compact_days(root, "test", before, grace=grace)
 
 
@@ -91,7 +92,7 @@ def all_read(root):
         "attributes": {key: one.attributes for key, one in every.items()},
         "one": {key: open_forecast(root, "test", *key).load() for key in every},
         "newest": {time: open_forecast(root, "test", time).load() for time, _ in every},
-        "known": {time: open_forecasts(root, "test", known_at=time).load() for time in times},
+        "known": {time: open_forecasts(root, "test", known_at=time).load() for time in times[::2]},
         "revisions": {time: len(revisions(root, "test", time)) for time, _ in every},
         "init_times": list(published_init_times(root, "test")),
     }
@@ -172,7 +173,8 @@ def histories(draw):
     return draw(st.lists(one, min_size=1, max_size=6))
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories(), compacted_before=st.sampled_from(["1D", "2D", "3D"]))
 def test_no_answer_changes_whatever_was_published(make, history, compacted_before):
     with tempfile.TemporaryDirectory() as root:
@@ -339,8 +341,9 @@ def test_what_a_race_published_into_a_compacted_day_is_read_and_kept(
 
 def test_a_damaged_day_costs_no_single_store(make, tmp_path):
     root = str(tmp_path)
-    for time in ("1h", "2h", "25h"):
-        publish(root, "test", make(at(time)))
+    with clock_set_to(DATE):
+        for time in ("1h", "2h", "25h"):
+            publish(root, "test", make(at(time)))
     with clock_set_to(LATER):
         compact(root, grace=pd.Timedelta("1h").to_pytimedelta())
     array = open_group(day_of(root), mode="r+")["rain_rate"]
@@ -367,7 +370,7 @@ def test_only_whole_days_before_a_time_are_pruned_compacted_or_not(root, make):
         publish(root, "test", make(at(f"{hours}h")))
     compact(root, at("2D"))
     assert prune_forecasts(root, "test", None).forecasts == 0
-    report = prune_forecasts(root, "test", at("1D23h"))
+    report = prune_forecasts(root, "test", at("1D23h"), grace=NO_GRACE)
     assert (report.days, report.forecasts) == (1, 1)
     assert not storage.exists(day_of(root))
     assert list(published_init_times(root, "test")) == [at(f"{hours}h") for hours in (25, 49, 73)]
@@ -397,7 +400,8 @@ def test_debris_goes_and_what_is_being_written_stays(make, tmp_path):
     publish(root, "test", make(at("1h")))
     folder = tmp_path / "forecasts/test"
     (folder / "days").mkdir()
-    old, young = folder / "days/.20240601.zarr.1a", folder / ".20240601T0100Z.zarr.2b"
+    old = folder / f"days/.20240601.zarr.{uuid.uuid4().hex}"
+    young = folder / f".20240601T0100Z.zarr.{uuid.uuid4().hex}"
     for path in (old, young):
         path.mkdir()
     os.utime(old, (1, 1))
@@ -417,7 +421,7 @@ def test_claims_of_the_dead_go_and_those_of_the_living_stay(make):
     assert storage.names(claims) == []
 
 
-@pytest.mark.parametrize("dies_in", ["write_day", "compare", "mark_superseded", "_retire"])
+@pytest.mark.parametrize("dies_in", ["write_day", "compare", "mark_superseded", "retire"])
 def test_a_step_that_dies_loses_nothing_and_the_next_run_goes_on(
     with_revisions, monkeypatch, dies_in
 ):
@@ -438,24 +442,42 @@ def test_a_step_that_dies_loses_nothing_and_the_next_run_goes_on(
     assert_same(all_read(root), before)
 
 
-def test_a_removal_that_dies_half_way_loses_nothing(with_revisions, monkeypatch):
+@pytest.mark.parametrize("dies_at", range(1, 8))
+def test_a_removal_that_dies_half_way_loses_nothing(with_revisions, monkeypatch, dies_at):
     root = with_revisions
     before = all_read(root)
-    own, left = storage.retire, [3]
+    own, left = storage.remove, [dies_at]
 
     def die(url):
         left[0] -= 1
         if left[0] == 0:
-            fs, path = storage.filesystem(f"{url}/zarr.json")
-            fs.rm_file(path)  # the root's metadata is gone, the rest is not
             raise KeyboardInterrupt
         own(url)
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "retire", die)
+        patch.setattr(storage, "remove", die)
         with pytest.raises(KeyboardInterrupt):
             compact(root)
     assert_same(all_read(root), before)
+    monkeypatch.setattr(once, "LEASE_S", 0.2)
     compact(root)
     assert singles_in(root) == ["20240602T0100Z.zarr"]
+    assert storage.names(f"{folder_url(root, 'test')}/retired") == []
     assert_same(all_read(root), before)
+
+
+def test_who_opened_a_single_store_can_read_on_after_it_is_retired(with_revisions):
+    root, hour = with_revisions, pd.Timedelta("1h").to_pytimedelta()
+    opened = open_forecast(root, "test", at("1h"))
+    expected = opened.load().copy(deep=True)
+    opened = open_forecast(root, "test", at("1h"))
+    with clock_set_to(LATER):
+        compact(root, grace=hour)
+    with clock_set_to(LATER + pd.Timedelta("2h")):
+        assert compact(root, grace=hour).removed == 5
+        assert not is_complete(forecast_url(root, "test", at("1h")))
+        compact(root, grace=hour)
+    xr.testing.assert_identical(opened.load(), expected)
+    with clock_set_to(LATER + pd.Timedelta("3h01min")):
+        compact(root, grace=hour)
+    assert singles_in(root) == ["20240602T0100Z.zarr"]
