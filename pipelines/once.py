@@ -37,7 +37,7 @@ POLL_S = 0.5
 TOGETHER = 16
 """Objects written at a time."""
 DEBRIS_S = 3600.0
-"""What is staged, and nobody has added to for so long, belongs to an attempt that died."""
+"""What is staged, or claimed, and nobody has touched for so long is of an attempt that died."""
 STAGED = re.compile(r"\..+\.[0-9a-f]{32}")
 CLAIMS = "claims"
 
@@ -90,13 +90,13 @@ def add_attributes(url: str, attributes: Mapping[str, Any]) -> None:
 
 
 def sweep(folder: str, older_than_s: float = DEBRIS_S) -> int:
-    """Remove what attempts that died have left in a folder of stores; how many there were.
+    """Remove what attempts that died have left in a folder; how many there were.
 
-    In an object store that is the claims on what is published; what is not will be, over them.
+    Locally that is what they staged, hidden; in an object store their claims.
     """
     path = storage.local_path(folder)
     if path is None:
-        return _sweep_claims(folder)
+        return _sweep_claims(folder, older_than_s)
     swept = 0
     for staged in path.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
@@ -111,11 +111,6 @@ def _touched(staged: Path) -> float:
     return max(path.stat().st_mtime for path in (staged, *staged.glob("*")))
 
 
-def _sweep_claims(folder: str) -> int:
-    claims = [_Claim(storage.join(folder, name)) for name in storage.names(f"{folder}/{CLAIMS}")]
-    return sum(claim.give_up_if_published() for claim in claims)
-
-
 def _beside(path: Path) -> Path:
     """Where what is to be at `path` is staged: hidden, and no other attempt's."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -123,6 +118,18 @@ def _beside(path: Path) -> Path:
 
 def _as_bytes(metadata: Mapping[str, Any]) -> bytes:
     return (json.dumps(metadata, indent=1) + "\n").encode()
+
+
+def _sweep_claims(folder: str, older_than_s: float) -> int:
+    swept = 0
+    for name in storage.names(storage.join(folder, CLAIMS)):
+        claim = storage.join(folder, CLAIMS, name)
+        renewed = [storage.modified(f"{claim}/{number}") for number in storage.names(claim)]
+        published = storage.exists(storage.join(folder, name, storage.ROOT_METADATA))
+        if published or time.time() - max(renewed, default=0.0) > older_than_s:
+            storage.remove(claim)
+            swept += 1
+    return swept
 
 
 def _write(dataset: xr.Dataset, staged: Path, encoding: dict[str, Any]) -> None:
@@ -212,7 +219,7 @@ class _Claim:
         self.url = url
         folder, _, name = url.rpartition("/")
         self.folder = f"{folder}/{CLAIMS}/{name}"
-        self.number = 0
+        self.number, self._mark = 0, uuid.uuid4().bytes
         self._since = time.monotonic()
 
     def take(self) -> bool:
@@ -235,7 +242,7 @@ class _Claim:
 
     def renew(self) -> None:
         """Show life. Raises `LostClaimError` where another has taken over."""
-        ours = self._numbers()[-1:] == [self.number] and self._create(self.number + 1)
+        ours = self._is_ours() and self._create(self.number + 1)
         if not ours or self.give_up_if_published():
             raise LostClaimError(
                 f"{storage.display(self.url)} is being published by another process",
@@ -263,8 +270,14 @@ class _Claim:
     def _numbers(self) -> list[int]:
         return sorted(map(int, storage.names(self.folder)))
 
+    def _is_ours(self) -> bool:
+        try:
+            return storage.read_bytes(f"{self.folder}/{self.number}") == self._mark
+        except FileNotFoundError:  # whoever followed us, or a sweep, has removed it
+            return False
+
     def _create(self, number: int) -> bool:
-        if not storage.create_bytes(f"{self.folder}/{number}", b""):
+        if not storage.create_bytes(f"{self.folder}/{number}", self._mark):
             return False
         self.number, self._since = number, time.monotonic()
         return True

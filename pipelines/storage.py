@@ -81,6 +81,12 @@ def size(url: str) -> int:
     return int(fs.du(path)) if fs.exists(path) else 0
 
 
+def modified(url: str) -> float:
+    """When an object was last written, seconds since 1970."""
+    fs, path = filesystem(url)
+    return float(fs.modified(path).timestamp())
+
+
 def read_bytes(url: str) -> bytes:
     """The whole object."""
     fs, path = filesystem(url)

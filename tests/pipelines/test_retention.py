@@ -400,7 +400,8 @@ def test_debris_goes_and_what_is_being_written_stays(make, tmp_path):
     publish(root, "test", make(at("1h")))
     folder = tmp_path / "forecasts/test"
     (folder / "days").mkdir()
-    old, young = folder / "days/.20240601.zarr.1a", folder / ".20240601T0100Z.zarr.2b"
+    old = folder / f"days/.20240601.zarr.{uuid.uuid4().hex}"
+    young = folder / f".20240601T0100Z.zarr.{uuid.uuid4().hex}"
     for path in (old, young):
         path.mkdir()
     os.utime(old, (1, 1))
