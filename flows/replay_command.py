@@ -104,12 +104,10 @@ def parse(
         given["late"] = _share(share, "--late", LATE)
         if colon:
             given["late_by"] = _duration(by, "--late", LATE)
-    if outages:
-        parts = [text.rpartition("+") for text in outages]
-        given["outages"] = tuple(
-            Outage(begin=utc(begin), length=_duration(length, "--outage", OUTAGE))
-            for begin, _, length in parts
-        )
+    given["outages"] = tuple(
+        Outage(begin=utc(begin), length=_duration(length, "--outage", OUTAGE))
+        for begin, length in map(_outage, outages)
+    )
     return ReplaySettings(**given)
 
 
@@ -124,6 +122,14 @@ def parse_speed(text: str) -> float | None:
     if not 0 < speed < math.inf:
         raise _error("--speed", text, "max or a number above 0, such as 60")
     return speed
+
+
+def _outage(text: str) -> tuple[str, str]:
+    """When it begins and how long it is: on both sides of the last +."""
+    begin, _, length = text.rpartition("+")
+    if not begin:
+        raise _error("--outage", text, f"a UTC time and a duration, as in {OUTAGE}")
+    return begin, length
 
 
 def _share(text: str, option: str, example: str) -> float:
