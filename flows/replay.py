@@ -176,7 +176,7 @@ def run_replay(
         Nowcaster(settings.root, model, settings.nowcast) as nowcaster,
         bar(len(arrivals.files), "replay", "file", shown=progress) as shown,
     ):
-        service = Service(root, settings.product, settings.ingest, nowcaster)
+        service = Service(root, settings.product, settings.ingest, nowcaster, since=first)
         for done in replay_arrivals(service, arrivals.files, speed=speed):
             rounds.append(done)
             shown.update(0 if done.trouble else len(done.files))

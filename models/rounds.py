@@ -139,6 +139,8 @@ class Service:
     make: Callable[..., str] = publish_nowcast
     refused: dict[pd.Timestamp, str] = field(default_factory=dict)
     """The init_times that could not be forecast from, and the digest of what was there."""
+    since: pd.Timestamp | None = None
+    """Frames before this are history: never forecast from by themselves."""
 
     @property
     def archive_url(self) -> str:
@@ -240,7 +242,9 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
     began = time.monotonic()
     archive = Archive(service.archive_url)
     frames = service.nowcaster.frames
-    newest, waiting = pending(archive, service.root, service.product, service.catch_up, frames)
+    newest, waiting = pending(service, archive)
+    for init_time in set(service.refused) - set(waiting):
+        del service.refused[init_time]
     for init_time in waiting:
         if time.monotonic() - began > archive.timestep.total_seconds() / 2:
             log.warning("the gap before %s waits for the next round", time_text(init_time))
@@ -258,18 +262,17 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
     refresh_latest(service.root, service.product)
 
 
-def pending(
-    archive: Archive, root: str, product: str, catch_up: pd.Timedelta, frames: int
-) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:
+def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:
     """The newest frame, and those that wait for a forecast, the newest first.
 
     A frame waits if it has none, or one from other frames than are there now. Those of which no
     forecast can be made are left out, but for the newest, of which that is to be said.
     """
-    times = archive.usable_times()
+    root, product, frames = service.root, service.product, service.nowcaster.frames
+    times = archive.usable_times(service.since)
     if len(times) == 0:
         return None, []
-    recent = times[times > times[-1] - catch_up]
+    recent = times[times > times[-1] - service.catch_up]
     longest = max(frames, OWN_FRAMES)
     windows = Windows(archive, recent[0], recent[-1], longest)
     there = itertools.groupby(published(root, product, start=recent[0]), lambda one: one.init_time)
@@ -282,12 +285,17 @@ def pending(
     waiting = []
     for init_time in recent[::-1]:
         if init_time not in newest_of:
-            few = len(windows.ending_at(init_time, OWN_FRAMES).missing) > FALLBACK_MISSING
-            if init_time == times[-1] or not few:
+            if init_time == times[-1] or _enough(service.nowcaster, windows, init_time):
                 waiting.append(init_time)
         elif _out_of_date(newest_of[init_time], windows, init_time, longest):
             waiting.append(init_time)
     return times[-1], waiting
+
+
+def _enough(nowcaster: Nowcaster, windows: Windows, init_time: pd.Timestamp) -> bool:
+    """Whether there are enough frames for advection, or for the forecaster that was asked for."""
+    needs = (OWN_FRAMES, FALLBACK_MISSING), (nowcaster.frames, nowcaster.settings.most_missing)
+    return any(len(windows.ending_at(init_time, n).missing) <= most for n, most in needs)
 
 
 def _out_of_date(

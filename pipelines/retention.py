@@ -165,12 +165,12 @@ def prune_forecasts(
             for date, stores in _old_days(root, product, before, compacted=True).items():
                 day = find_day(folder, date)
                 complete = {key for key, url in stores.items() if is_complete(url)}
+                report.forecasts += len(complete.union(day.rows if day else ()))
+                report.days += bool(complete or day)
                 for key in sorted(complete):
                     retire(stores[key])
                 if day is not None:
                     retire(day.url)
-                report.forecasts += len(complete.union(day.rows if day else ()))
-                report.days += bool(complete or day)
         for place in (folder, f"{folder}/{FOLDER}"):
             sweep_retired(place, grace)
             report.debris += sweep(place)

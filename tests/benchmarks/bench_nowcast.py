@@ -30,6 +30,7 @@ from models.prediction import get_forecaster
 from models.registry import save_model
 from models.tiling import Tiled
 from models.training import NetworkSettings, TrainSettings
+from pipelines.progress import bar
 from pipelines.sources import SOURCES
 from pipelines.sources.synthetic import SyntheticRadar
 from pipelines.times import lead_times
@@ -105,10 +106,12 @@ def main() -> None:
         for way in ways.values():  # what is imported and loaded at the first time
             way.predict(pasts[0][:, 300:428, 300:428], ahead[:2])
         load = [os.getloadavg()[0]]
-        for past in pasts:
-            for name, way in ways.items():
-                took[name].append(seconds(partial(way.predict, past, ahead)))
-            load.append(os.getloadavg()[0])
+        with bar(len(pasts) * len(ways), "nowcasts", "forecast", shown=True) as shown:
+            for past in pasts:
+                for name, way in ways.items():
+                    took[name].append(seconds(partial(way.predict, past, ahead)))
+                    shown.update()
+                load.append(os.getloadavg()[0])
         peak = isolated.peak_bytes
         isolated.close()
     print(

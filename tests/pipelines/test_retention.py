@@ -442,7 +442,7 @@ def test_a_step_that_dies_loses_nothing_and_the_next_run_goes_on(
     assert_same(all_read(root), before)
 
 
-@pytest.mark.parametrize("dies_at", range(1, 8))
+@pytest.mark.parametrize("dies_at", [1, 4, 6])
 def test_a_removal_that_dies_half_way_loses_nothing(with_revisions, monkeypatch, dies_at):
     root = with_revisions
     before = all_read(root)
