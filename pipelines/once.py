@@ -121,14 +121,14 @@ def _as_bytes(metadata: Mapping[str, Any]) -> bytes:
 
 
 def _sweep_claims(folder: str, older_than_s: float) -> int:
+    names = storage.names(storage.join(folder, CLAIMS))
     swept = 0
-    for name in storage.names(storage.join(folder, CLAIMS)):
-        claim = storage.join(folder, CLAIMS, name)
-        renewed = [storage.modified(f"{claim}/{number}") for number in storage.names(claim)]
-        published = storage.exists(storage.join(folder, name, storage.ROOT_METADATA))
-        if published or time.time() - max(renewed, default=0.0) > older_than_s:
-            storage.remove(claim)
-            swept += 1
+    for name in sorted({name.rpartition(".")[0] for name in names}):
+        claim = _Claim(storage.join(folder, name))
+        with contextlib.suppress(FileNotFoundError):  # its holder has just finished
+            if claim.give_up_if_published() or claim.quiet_s() > older_than_s:
+                claim.remove()
+                swept += 1
     return swept
 
 
@@ -217,8 +217,8 @@ class _Claim:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        folder, _, name = url.rpartition("/")
-        self.folder = f"{folder}/{CLAIMS}/{name}"
+        folder, _, self._name = url.rpartition("/")
+        self._folder = f"{folder}/{CLAIMS}"
         self.number, self._mark = 0, uuid.uuid4().bytes
         self._since = time.monotonic()
 
@@ -253,31 +253,44 @@ class _Claim:
 
     def release(self) -> None:
         """Let others go on: no claim of ours, or of those before us, stays; ours goes last."""
-        for number in self._numbers():
-            if number <= self.number:
-                storage.remove(f"{self.folder}/{number}")
+        self.remove(self.number)
 
     def give_up_if_published(self) -> bool:
         """Whether the store is published; then no claim on it is worth anything."""
         if self._published():
-            storage.remove(self.folder)
+            self.remove()
             return True
         return False
+
+    def remove(self, last: int | None = None) -> None:
+        """Remove all claims up to a number, by default all there are."""
+        for number in self._numbers():
+            if last is None or number <= last:
+                storage.remove(self._at(number))
+
+    def quiet_s(self) -> float:
+        """For how long nobody has claimed or renewed."""
+        renewed = [storage.modified(self._at(number)) for number in self._numbers()]
+        return time.time() - max(renewed, default=0.0)
 
     def _published(self) -> bool:
         return storage.exists(storage.join(self.url, storage.ROOT_METADATA))
 
     def _numbers(self) -> list[int]:
-        return sorted(map(int, storage.names(self.folder)))
+        parts = [name.rpartition(".") for name in storage.names(self._folder)]
+        return sorted(int(number) for name, _, number in parts if name == self._name)
+
+    def _at(self, number: int) -> str:
+        return f"{self._folder}/{self._name}.{number}"
 
     def _is_ours(self) -> bool:
         try:
-            return storage.read_bytes(f"{self.folder}/{self.number}") == self._mark
+            return storage.read_bytes(self._at(self.number)) == self._mark
         except FileNotFoundError:  # whoever followed us, or a sweep, has removed it
             return False
 
     def _create(self, number: int) -> bool:
-        if not storage.create_bytes(f"{self.folder}/{number}", self._mark):
+        if not storage.create_bytes(self._at(number), self._mark):
             return False
         self.number, self._since = number, time.monotonic()
         return True

@@ -414,9 +414,9 @@ def test_claims_of_the_dead_go_and_those_of_the_living_stay(make):
     publish(root, "test", make(at("1h")))
     claims = f"{folder_url(root, 'test')}/claims"
     for name in ("20240601T0100Z.zarr", "20240601T0200Z.zarr"):
-        storage.write_bytes(f"{claims}/{name}/1", b"")
+        storage.write_bytes(f"{claims}/{name}.1", b"")
     assert prune_forecasts(root, "test", None).debris == 1
-    assert storage.names(claims) == ["20240601T0200Z.zarr"]
+    assert storage.names(claims) == ["20240601T0200Z.zarr.1"]
     assert sweep(folder_url(root, "test"), older_than_s=0.0) == 1
     assert storage.names(claims) == []
 
