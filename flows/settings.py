@@ -24,6 +24,7 @@ from models.training import TrainSettings
 from models.tune import TuneSettings
 from models.verification import VerifySettings
 from pipelines.ingest import IngestSettings
+from pipelines.retention import RetentionSettings
 from pipelines.watch import WatchSettings
 
 
@@ -36,6 +37,7 @@ class Settings(Place):
     nowcast: NowcastSettings = NowcastSettings()
     verify: VerifySettings = VerifySettings()
     watch: WatchSettings = WatchSettings()
+    retention: RetentionSettings = RetentionSettings()
 
 
 def load_settings(defaults: Mapping[str, Any] | None = None, **overrides: Any) -> Settings:

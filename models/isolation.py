@@ -168,8 +168,15 @@ class Isolated:
         Raises what loading raised, or `ForecasterLostError`.
         """
         with self._lock:
+            if self._child is not None and self._child.about is not None:
+                return self._child.about  # even if it has died since
             self.start()
             return self._loaded(time.monotonic() + self.load_timeout_s)
+
+    @property
+    def has_child(self) -> bool:
+        """Whether its next use need not start a child: not where loading failed or it was lost."""
+        return self._child is not None
 
     @property
     def name(self) -> str:

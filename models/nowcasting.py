@@ -193,7 +193,7 @@ class Nowcaster:
                 reason = told(error)
             except Exception as error:
                 reason = told(error)
-                if isinstance(error, ForecasterLostError):  # nor for the rest of this round
+                if self._is_lost(error):  # nor is it asked for the rest of this round
                     self._trouble = reason
         log.warning("advection instead of %s at %s: %s", self.requested, init_time, reason)
         attrs["fallback_reason"] = reason
@@ -202,6 +202,12 @@ class Nowcaster:
         with _timed(attrs, "seconds_predict"):
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
+
+    def _is_lost(self, error: Exception) -> bool:
+        """Whether asking again would only take time: it could not be loaded, died or is late."""
+        forecaster = self._forecaster
+        gone = isinstance(forecaster, Isolated) and not forecaster.has_child
+        return gone or isinstance(error, ForecasterLostError)
 
     def _predict(
         self, forecaster: Forecaster | Isolated, past: Past, leads: pd.TimedeltaIndex

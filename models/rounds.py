@@ -28,8 +28,8 @@ from pipelines.errors import (
 from pipelines.forecasts import folder_url, forecast_attributes, is_published, published
 from pipelines.ingest import IngestReport, IngestSettings
 from pipelines.ingest import ingest as ingest_files
-from pipelines.once import sweep
-from pipelines.publishing import mark_superseded, publish, refresh_latest
+from pipelines.once import LostClaimError, sweep
+from pipelines.publishing import CompactedError, mark_superseded, publish, refresh_latest
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import time_text
 from pipelines.window import Windows, window
@@ -44,6 +44,9 @@ ATTEMPTS = 3
 """How often a forecast is made again because a frame of it changed meanwhile."""
 
 
+State = Literal["published", "exists", "refused"]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one init_time.
@@ -53,7 +56,7 @@ class Outcome:
     """
 
     init_time: pd.Timestamp
-    state: Literal["published", "exists", "refused"]
+    state: State
     url: str = ""
     revision: int = 0
     model: str = ""
@@ -138,7 +141,7 @@ class Service:
     take_in: Callable[..., IngestReport] = ingest_files
     make: Callable[..., str] = publish_nowcast
     refused: dict[pd.Timestamp, str] = field(default_factory=dict)
-    """The init_times that could not be forecast from, and the digest of what was there."""
+    """The init_times that nothing could be published for, and the digest of what was there."""
     since: pd.Timestamp | None = None
     """Frames before this are history: never forecast from by themselves."""
 
@@ -256,7 +259,7 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
         outcome = _forecast(
             service, archive, init_time, backfill=not live, seconds_ingest=seconds_ingest
         )
-        if outcome.state == "refused":
+        if outcome.state != "published":
             service.refused[init_time] = digest
         yield outcome
     refresh_latest(service.root, service.product)
@@ -272,7 +275,7 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
     times = archive.usable_times(service.since)
     if len(times) == 0:
         return None, []
-    recent = times[times > times[-1] - service.catch_up]
+    recent = times[(times > times[-1] - service.catch_up) | (times == times[-1])]
     longest = max(frames, OWN_FRAMES)
     windows = Windows(archive, recent[0], recent[-1], longest)
     there = itertools.groupby(published(root, product, start=recent[0]), lambda one: one.init_time)
@@ -327,14 +330,11 @@ def _forecast(
             backfill=backfill,
             seconds_ingest=seconds_ingest,
         )
-    except (TooFewFramesError, ExistsError) as error:
+    except (TooFewFramesError, CompactedError, ExistsError, LostClaimError) as error:
         log.warning("no nowcast at %s: %s", time_text(init_time), error)
-        return Outcome(
-            init_time,
-            "exists" if isinstance(error, ExistsError) else "refused",
-            backfill=backfill,
-            error=error,
-        )
+        exists = isinstance(error, (ExistsError, LostClaimError))
+        state: State = "exists" if exists else "refused"
+        return Outcome(init_time, state, backfill=backfill, error=error)
     told = forecast_attributes(url)
     return Outcome(
         init_time,

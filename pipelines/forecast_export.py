@@ -37,7 +37,10 @@ class Exported:
     urls: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"forecast: {self.forecast}", *map(storage.display, self.urls)])
+        where = storage.display(self.urls[0])
+        if len(self.urls) > 1:
+            where = f"{where.rpartition('/')[0]} ({len(self.urls)} files)"
+        return f"forecast: {self.forecast}\nexport: {where}"
 
 
 def export_forecast(

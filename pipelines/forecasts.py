@@ -4,12 +4,15 @@
 A forecast made again, because a frame came late or was corrected, is a new revision beside it:
 ``….r2.zarr``. The older one stays readable and says that it is superseded. ``latest.json`` names
 the newest. Stock ``xr.open_zarr(url)`` opens one. `pipelines.publishing` writes them.
+
+Those of an old day lie together in one store (`pipelines.forecast_days`). What is here reads both,
+and a period that has both, alike.
 """
 
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -20,14 +23,13 @@ import xarray as xr
 
 from pipelines import storage
 from pipelines.errors import NotFoundError
+from pipelines.forecast_days import PER_FORECAST, Day, find_day, find_days
 from pipelines.grid import Grid
 from pipelines.times import INIT_TIME_FORMAT, init_time_label, now, time_text, utc
 from pipelines.units import LARGEST_MM_H
 
 LATEST = "latest.json"
 MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
-PER_FORECAST = {"revision": 1, "model": "", "quality": "", "publish_time": ""}
-"""What each forecast says of itself that `open_forecasts` keeps, and what stands for nothing."""
 NAME = re.compile(r"(?P<init_time>\d{8}T\d{4}Z)(\.r(?P<revision>\d+))?\.zarr")
 
 
@@ -58,16 +60,28 @@ def parse_name(name: str) -> tuple[pd.Timestamp, int] | None:
 
 @dataclass(frozen=True, order=True)
 class Published:
-    """A complete forecast: of which init_time, which revision, and where."""
+    """A complete forecast: of which init_time, which revision, and where.
+
+    `url` is its own store, or the store of its `day`.
+    """
 
     init_time: pd.Timestamp
     revision: int
     url: str
+    day: Day | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """Its global attributes; nothing else is read."""
+        """Its global attributes; no pixels are read."""
+        if self.day is not None:
+            return self.day.forecast_attributes((self.init_time, self.revision))
         return forecast_attributes(self.url)
+
+    def open(self) -> xr.Dataset:
+        """It, lazily."""
+        if self.day is not None:
+            return self.day.open((self.init_time, self.revision))
+        return xr.open_zarr(storage.zarr_store(self.url))
 
 
 def forecast_attributes(url: str) -> dict[str, Any]:
@@ -144,7 +158,8 @@ def is_complete(url: str) -> bool:
 
 def revisions(root: str, product: str, init_time: pd.Timestamp) -> list[Published]:
     """The complete forecasts of an init_time, the newest revision last."""
-    found: list[Published] = []
+    day = find_day(folder_url(root, product), init_time)
+    found = [] if day is None else _of_day(day, init_time, init_time)
     while True:
         revision = len(found) + 1
         url = forecast_url(root, product, init_time, revision)
@@ -155,7 +170,10 @@ def revisions(root: str, product: str, init_time: pd.Timestamp) -> list[Publishe
 
 def is_published(root: str, product: str, init_time: pd.Timestamp) -> bool:
     """Whether an init_time has a complete forecast."""
-    return is_complete(forecast_url(root, product, init_time))
+    if is_complete(forecast_url(root, product, init_time)):
+        return True
+    day = find_day(folder_url(root, product), init_time)
+    return day is not None and (init_time, 1) in day.rows
 
 
 def latest_init_time(root: str, product: str) -> pd.Timestamp | None:
@@ -171,15 +189,28 @@ def published(
     end: pd.Timestamp | None = None,
 ) -> list[Published]:
     """All complete forecasts with start ≤ init_time ≤ end, by init_time and revision."""
-    found = []
-    for name in storage.names(folder_url(root, product)):
-        parsed = parse_name(name)
-        if parsed is None:
+    folder = folder_url(root, product)
+    names = storage.names(folder)
+    days = find_days(folder, start, end)
+    found = {(one.init_time, one.revision): one for day in days for one in _of_day(day, start, end)}
+    for name in names:
+        key = parse_name(name)
+        if key is None or key in found or not _within(key[0], start, end):
             continue
-        init_time, revision = parsed
-        if (start is None or start <= init_time) and (end is None or init_time <= end):
-            found.append(Published(init_time, revision, f"{folder_url(root, product)}/{name}"))
-    return sorted(one for one in found if is_complete(one.url))
+        if is_complete(f"{folder}/{name}"):
+            found[key] = Published(*key, f"{folder}/{name}")
+    return sorted(found.values())
+
+
+def _of_day(day: Day, start: pd.Timestamp | None, end: pd.Timestamp | None) -> list[Published]:
+    """The forecasts of a day with start ≤ init_time ≤ end, by init_time and revision."""
+    return [
+        Published(*key, day.url, day) for key in sorted(day.rows) if _within(key[0], start, end)
+    ]
+
+
+def _within(time: pd.Timestamp, start: pd.Timestamp | None, end: pd.Timestamp | None) -> bool:
+    return (start is None or start <= time) and (end is None or time <= end)
 
 
 def published_init_times(root: str, product: str) -> pd.DatetimeIndex:
@@ -224,7 +255,7 @@ def open_forecast(
             expected="the init_time, and revision, of a published forecast",
             remedy="run `squall nowcast`, or list the folder above",
         )
-    return xr.open_zarr(storage.zarr_store(chosen.url))
+    return chosen.open()
 
 
 def open_forecasts(
@@ -244,22 +275,17 @@ def open_forecasts(
     ensembles is member 0). Raises `NotFoundError` where there is none.
     """
     by_time = itertools.groupby(published(root, product, start, end), lambda one: one.init_time)
-    chosen = [known(list(group), known_at) for _, group in by_time]
-    forecasts = [_labelled(one) for one in chosen if one is not None]
-    if not forecasts:
+    counts = [known(list(group), known_at) for _, group in by_time]
+    chosen = [one for one in counts if one is not None]
+    if not chosen:
         raise NotFoundError(
             "no forecasts",
             found=f"none at {storage.display(folder_url(root, product))}",
             expected="at least one published forecast",
             remedy="run `squall nowcast`, or check root and product (`squall doctor`)",
         )
-    if any("member" in forecast.dims for forecast in forecasts):
-        forecasts = [
-            forecast if "member" in forecast.dims else _as_ensemble(forecast)
-            for forecast in forecasts
-        ]
-    return xr.concat(
-        forecasts,
+    together = xr.concat(
+        _as_ensembles(_opened(chosen)),
         dim="init_time",
         data_vars="all",
         coords=["valid_time", *PER_FORECAST],
@@ -267,13 +293,28 @@ def open_forecasts(
         join="outer",
         combine_attrs="override",
     )
+    together = together.sortby("init_time")  # those of a day's two groups alternate
+    together = together.transpose("init_time", "member", ..., missing_dims="ignore")
+    return together.assign_coords(valid_time=_valid_time(together))
+
+
+def _opened(chosen: Sequence[Published]) -> list[xr.Dataset]:
+    """Forecasts, lazily, by init_time: those of a day store together, single ones each."""
+    opened: list[xr.Dataset] = []
+    for day, group in itertools.groupby(chosen, lambda one: one.day):
+        if day is None:
+            opened += map(_labelled, group)
+        else:
+            opened += day.open_all([(one.init_time, one.revision) for one in group])
+    return opened
 
 
 def _labelled(one: Published) -> xr.Dataset:
     """A forecast, lazily, with what differs from one to the next as coordinates."""
-    forecast = xr.open_zarr(storage.zarr_store(one.url))
+    forecast = one.open()
     told = {name: forecast.attrs.get(name, default) for name, default in PER_FORECAST.items()}
-    return forecast.drop_attrs(deep=False).set_coords("valid_time").assign_coords(told)
+    forecast = forecast.drop_attrs(deep=False).set_coords("valid_time").assign_coords(told)
+    return forecast.expand_dims("init_time")
 
 
 def ensemble_mean(rain_rate: xr.DataArray) -> xr.DataArray:
@@ -281,7 +322,24 @@ def ensemble_mean(rain_rate: xr.DataArray) -> xr.DataArray:
     return rain_rate.mean("member", skipna=False) if "member" in rain_rate.dims else rain_rate
 
 
-def _as_ensemble(forecast: xr.Dataset) -> xr.Dataset:
-    """A single forecast as an ensemble of one."""
-    member = xr.DataArray([0], dims="member", attrs=MEMBER_ATTRS)
-    return forecast.assign(rain_rate=forecast["rain_rate"].expand_dims(member=member))
+def _valid_time(forecasts: xr.Dataset) -> xr.Variable:
+    """valid_time(init_time, lead_time), also at lead times that a forecast lacks."""
+    times = forecasts["init_time"].variable + forecasts["lead_time"].variable
+    return xr.Variable(times.dims, times.values, forecasts["valid_time"].attrs)
+
+
+def _as_ensembles(forecasts: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Where some are ensembles, a single forecast becomes an ensemble of one."""
+    ensembles = [one for one in forecasts if "member" in one.dims]
+    if not ensembles:
+        return list(forecasts)
+    of_members = {name for one in ensembles for name in one if "member" in one[name].dims}
+    member = xr.Variable("member", [0], ensembles[0]["member"].attrs)
+    return [
+        one
+        if "member" in one.dims
+        else one.assign(
+            {name: one[name].expand_dims("member") for name in of_members.intersection(one)}
+        ).assign_coords(member=member)
+        for one in forecasts
+    ]

@@ -8,7 +8,8 @@ import pandas as pd
 import xarray as xr
 
 from pipelines import storage
-from pipelines.errors import ExistsError
+from pipelines.errors import ExistsError, SquallError
+from pipelines.forecast_days import find_day
 from pipelines.forecasts import (
     LATEST,
     Published,
@@ -25,6 +26,10 @@ from pipelines.products import encodings
 from pipelines.times import now, time_text
 
 
+class CompactedError(SquallError):
+    """A forecast for a day whose forecasts are in one store already."""
+
+
 def publish(root: str, product: str, forecast: xr.Dataset) -> str:
     """Publish a forecast and return its URL. Readers see all of it or nothing.
 
@@ -32,7 +37,8 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
     the next revision, and the older ones are marked as superseded; their data stays as it was.
 
     Raises `ExistsError` where that model's newest forecast of the init_time is from the same inputs
-    (`model`, `inputs_sha256`): of several that race or try again one is one.
+    (`model`, `inputs_sha256`): of several that race or try again one is one. Raises
+    `CompactedError` where the day of the init_time is in one store already, which is immutable.
     """
     init_time = pd.Timestamp(forecast["init_time"].item())
     began = time.perf_counter()
@@ -43,28 +49,54 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
 
     while True:
         earlier = revisions(root, product, init_time)
-        _refuse_the_same(forecast, earlier)
-        revision = earlier[-1].revision + 1 if earlier else 1
-        url = forecast_url(root, product, init_time, revision)
-        if publish_once(forecast.assign_attrs(revision=revision), url, encodings(forecast), stamp):
-            break
-    mark_superseded(root, product, init_time)
-    refresh_latest(root, product)
-    return url
-
-
-def _refuse_the_same(forecast: xr.Dataset, earlier: Sequence[Published]) -> None:
-    for one in reversed(earlier):
-        if one.attributes.get("model") != forecast.attrs.get("model"):
-            continue
-        if one.attributes.get("inputs_sha256") == forecast.attrs.get("inputs_sha256"):
+        if (same := _the_same(forecast, earlier)) is not None:
+            _settle(root, product, init_time)  # whoever published it may have died before that
             raise ExistsError(
                 "this forecast is already published",
-                found=storage.display(one.url),
+                found=storage.display(same.url),
                 expected="no forecast for that init_time by that model from the same inputs",
                 remedy="read the one that is there; forecasts are immutable",
             )
-        return
+        revision = earlier[-1].revision + 1 if earlier else 1
+        _refuse_after_compaction(root, product, init_time)
+        url = forecast_url(root, product, init_time, revision)
+        if publish_once(forecast.assign_attrs(revision=revision), url, encodings(forecast), stamp):
+            break
+    _settle(root, product, init_time)
+    return url
+
+
+def _the_same(forecast: xr.Dataset, earlier: Sequence[Published]) -> Published | None:
+    """The model's newest forecast of the init_time, where it is from the same inputs.
+
+    For a fallback also one of what was asked for: a poor forecast supersedes no good one.
+    """
+    wanted = {forecast.attrs.get("model")}
+    if forecast.attrs.get("quality") == "fallback":
+        wanted.add(forecast.attrs["requested_model"])
+    newest = next((one for one in earlier[::-1] if one.attributes.get("model") in wanted), None)
+    if newest is None:
+        return None
+    same = newest.attributes.get("inputs_sha256") == forecast.attrs.get("inputs_sha256")
+    return newest if same else None
+
+
+def _settle(root: str, product: str, init_time: pd.Timestamp) -> None:
+    """What follows from what is published."""
+    mark_superseded(root, product, init_time)
+    refresh_latest(root, product)
+
+
+def _refuse_after_compaction(root: str, product: str, init_time: pd.Timestamp) -> None:
+    day = find_day(folder_url(root, product), init_time)
+    if day is not None:
+        raise CompactedError(
+            f"no forecast can be added to {init_time:%Y-%m-%d}",
+            found=f"init_time {time_text(init_time)}, and its day in {storage.display(day.url)}",
+            expected="an init_time whose day is not compacted",
+            remedy="publish it under another product or root, or raise retention.compact_after "
+            "before such work",
+        )
 
 
 def mark_superseded(root: str, product: str, init_time: pd.Timestamp) -> int:
@@ -75,7 +107,7 @@ def mark_superseded(root: str, product: str, init_time: pd.Timestamp) -> int:
     earlier = revisions(root, product, init_time)
     marked = 0
     for one in earlier[:-1]:
-        if "superseded_by" not in one.attributes:
+        if one.day is None and "superseded_by" not in one.attributes:
             successor = earlier[one.revision]
             when = successor.attributes.get("publish_time", time_text(now("ms")))
             name = successor.url.rsplit("/", 1)[-1]
@@ -85,16 +117,23 @@ def mark_superseded(root: str, product: str, init_time: pd.Timestamp) -> int:
 
 
 def refresh_latest(root: str, product: str) -> None:
-    """Have `latest.json` name the newest forecast there is."""
+    """Have `latest.json` name the newest forecast there is.
+
+    Nobody is kept from publishing meanwhile: it looks again after it has written.
+    """
     url = f"{folder_url(root, product)}/{LATEST}"
     with exclusive(url, by="publisher"):
-        there = sorted(
-            filter(None, map(parse_name, storage.names(folder_url(root, product)))), reverse=True
-        )
-        for init_time, revision in there:
-            if is_complete(forecast_url(root, product, init_time, revision)):
-                name = forecast_name(init_time, revision)
-                content = {"init_time": time_text(init_time), "forecast": name}
-                if not storage.exists(url) or storage.read_json(url) != content:
-                    storage.write_json(url, content)
+        while (content := _latest(root, product)) is not None:
+            if storage.exists(url) and storage.read_json(url) == content:
                 return
+            storage.write_json(url, content)
+
+
+def _latest(root: str, product: str) -> dict[str, str] | None:
+    """What `latest.json` is to say: the newest init_time's newest revision."""
+    names = storage.names(folder_url(root, product))
+    for init_time, revision in sorted(filter(None, map(parse_name, names)), reverse=True):
+        if is_complete(forecast_url(root, product, init_time, revision)):
+            name = forecast_name(init_time, revision)
+            return {"init_time": time_text(init_time), "forecast": name}
+    return None

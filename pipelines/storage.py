@@ -70,15 +70,22 @@ def names(url: str) -> list[str]:
     """The names directly under a folder, sorted; none where the folder is not there."""
     fs, path = filesystem(url)
     try:
-        return sorted(entry.rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False))
+        entries = [entry.rstrip("/") for entry in fs.ls(path, detail=False)]
     except FileNotFoundError:
         return []
+    return sorted(entry.rsplit("/", 1)[-1] for entry in entries if entry != path.rstrip("/"))
 
 
 def size(url: str) -> int:
     """The bytes of all objects under a folder; 0 where there is none."""
     fs, path = filesystem(url)
     return int(fs.du(path)) if fs.exists(path) else 0
+
+
+def modified(url: str) -> float:
+    """When an object was last written, seconds since 1970."""
+    fs, path = filesystem(url)
+    return float(fs.modified(path).timestamp())
 
 
 def read_bytes(url: str) -> bytes:
@@ -115,8 +122,12 @@ def create_bytes(url: str, content: bytes) -> bool:
     fs, path = filesystem(url)
     try:
         fs.pipe_file(path, content, mode="create")
-    except FileExistsError:
-        return False
+    except OSError as error:
+        told = getattr(error.__cause__, "response", {})  # s3fs says invalid argument, S3 why
+        there = told.get("Error", {}).get("Code") == "PreconditionFailed"
+        if there or isinstance(error, FileExistsError):
+            return False
+        raise
     return True
 
 

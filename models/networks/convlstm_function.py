@@ -207,6 +207,9 @@ def _forward(
     activated = _channels_last(like, timesteps, gates_size) if keep_gates else None
     state_weight, bias = _cast(state_weight, like), bias.to(like.dtype)
     gate = gates_for(like)
+    scratch = None
+    if gate is gates and activated is None:  # memory that is not taken from the system every time
+        scratch = _channels_last(like, 1, gates_size, running.dtype)[0]
     convolved = _convolved(inputs, input_weight, bias, like, timesteps)
     for t, of_timestep in enumerate(convolved):
         recurrent = None
@@ -220,7 +223,7 @@ def _forward(
             peepholes,
             hiddens[t + 1],
             None if cells is None else cells[t + 1],
-            None if activated is None else activated[t],
+            scratch if activated is None else activated[t],
         )
     return hiddens, running, cells, activated
 

@@ -254,12 +254,12 @@ def ratio(times: dict[str, list[float]], first: str, name: str) -> float:
     return statistics.median(a / b for a, b in zip(times[first], times[name], strict=True))
 
 
-def keep_memory() -> None:
+def keep_memory(module: str = "tests.benchmarks.train_step") -> None:
     """Start this process again with the workers' environment, which malloc reads once."""
     wanted = {name: str(value) for name, value in KEEP_MEMORY.items()}
     if wanted.items() <= os.environ.items():
         return
-    again = [sys.executable, "-m", "tests.benchmarks.train_step", *sys.argv[1:]]
+    again = [sys.executable, "-m", module, *sys.argv[1:]]
     os.execve(sys.executable, again, os.environ | wanted)
 
 

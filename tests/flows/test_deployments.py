@@ -23,6 +23,7 @@ DEPLOYMENTS = {
     "train": "train",
     "ingest": "ingest",
     "compact": "compact",
+    "prune": "prune",
     "validate": "validate",
 }
 """Deployments and their flows."""
@@ -106,6 +107,7 @@ def test_what_runs_by_itself_and_what_waits_to_be_switched_on(deployed):
         "ingest": [],
         "train": [False],
         "compact": [False],
+        "prune": [True],
         "validate": [False],
     }
 
@@ -140,6 +142,18 @@ def test_a_published_forecast_is_verified_with_the_recent_ones(prefect, deployed
     prefect.tell(call.format(False))
     (run,) = wait_for(triggered)
     assert run["parameters"] == {"verify": {"since": "3h"}}
+    assert run["created_by"]["type"] == "AUTOMATION"
+
+
+def test_whoever_delivers_a_frame_can_start_a_nowcast(prefect, deployed):
+    def triggered():
+        runs = runs_of(prefect, deployed["nowcast"])
+        return [run for run in runs if not run["auto_scheduled"]]
+
+    emit = ("event", "emit", "squall.frame.arrived", "--resource-id", "squall.archive.town")
+    said = prefect.run("prefect", *emit)
+    assert said.returncode == 0, said.stdout + said.stderr
+    (run,) = wait_for(triggered)
     assert run["created_by"]["type"] == "AUTOMATION"
 
 

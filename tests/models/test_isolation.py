@@ -23,6 +23,8 @@ from models.isolation import (
     Isolated,
 )
 from models.prediction import get_forecaster
+from models.registry import save_model
+from models.training import NetworkSettings, TrainSettings
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.grid import Grid
 from pipelines.sources.synthetic import PROJECTION
@@ -116,8 +118,9 @@ def test_a_forecaster_that_dies_is_noticed_at_once(isolated, what, how):
 def test_one_that_was_killed_between_two_forecasts_is_started_anew(isolated):
     pid = isolated.about.pid
     psutil.Process(pid).kill()
-    assert gone(pid)
+    isolated._child.process.join(20)
     assert_well(isolated)
+    assert isolated.about.pid != pid
 
 
 def test_what_the_forecaster_raises_comes_back_as_it_was(isolated):
@@ -196,12 +199,11 @@ def test_loading_begins_at_once_and_nobody_waits_for_it():
     assert gone(pid)
 
 
-def test_loading_has_a_limit_of_its_own(tmp_path):
-    isolated = Isolated(partial(wayward.never_loads, tmp_path / "began"), load_timeout_s=8.0)
+def test_loading_has_a_limit_of_its_own():
+    isolated = Isolated(partial(wayward.slow_to_load, 600.0), load_timeout_s=8.0)
     pid = isolated._child.process.pid
     with pytest.raises(ForecasterTimeoutError, match=r"did not load in time.*starts anew"):
         isolated.predict(past(), LEADS, timeout_s=60.0)
-    assert (tmp_path / "began").exists()
     assert gone(pid)
     isolated.close()
 
@@ -224,6 +226,19 @@ def test_it_has_its_threads_and_a_malloc_that_keeps_memory():
     assert (pid, threads) == (isolated.about.pid, 2)
     assert "MALLOC_TRIM_THRESHOLD_" in psutil.Process(int(pid)).environ()
     assert "MALLOC_TRIM_THRESHOLD_" not in os.environ
+    isolated.close()
+
+
+def test_a_network_forecasts_as_it_does_here(tmp_path):
+    settings = TrainSettings(network=NetworkSettings(hidden_channels=(4,)))
+    known = {"past_frames": 2, "timestep": TIMESTEP, "archive": {}, "metrics": {}}
+    weights = settings.build_network().state_dict()
+    name = f"net/{save_model(str(tmp_path), 'net', weights, settings, **known)}"
+    here = get_forecaster(str(tmp_path), name)
+    isolated = Isolated(partial(get_forecaster, str(tmp_path), name), threads=1)
+    xr.testing.assert_allclose(isolated.predict(past(), LEADS), here.predict(past(), LEADS))
+    assert (isolated.name, isolated.past_frames) == (name, 2)
+    assert isolated.about.weights_sha256 == here.model.weights_sha256
     isolated.close()
 
 

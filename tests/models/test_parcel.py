@@ -66,10 +66,11 @@ class OddError(Exception):
 def test_every_exception_can_be_sent():
     error = TooFewFramesError("a", found=1, expected=2, remedy="b")
     assert as_sendable(error) is error
-    odd = as_sendable(OddError(1, 2))
-    assert type(odd) is RuntimeError
-    assert str(odd) == "OddError: 1 and 2"
+    odd = pickle.loads(pickle.dumps(as_sendable(OddError(1, 2))))  # tblib, where used, saves it
+    assert str(odd) in ("1 and 2", "OddError: 1 and 2")
     unpicklable = ValueError(lambda: None)
     with pytest.raises(Exception, match="pickle"):
         pickle.dumps(unpicklable)
-    assert str(as_sendable(unpicklable)).startswith("ValueError: <function")
+    sent = pickle.loads(pickle.dumps(as_sendable(unpicklable)))
+    assert type(sent) is RuntimeError
+    assert str(sent).startswith("ValueError: <function")

@@ -179,6 +179,7 @@ def test_a_folder_has_a_geotiff_for_every_variable_threshold_and_member(tmp_path
     expected = {f"20240601T0500Z_{name}.tif" for name in names}
     assert {path.name for path in target.iterdir()} == expected
     assert {url.rsplit("/", 1)[1] for url in exported.urls} == expected
+    assert str(exported).endswith(f"export: {target} (5 files)")
     with rasterio.open(target / "20240601T0500Z_exceedance_probability_threshold_5.tif") as file:
         share = stored["exceedance_probability"].sel(threshold=5).astype("f4")
         np.testing.assert_array_equal(file.read(), share)

@@ -134,3 +134,41 @@ def test_a_public_bucket_is_asked_without_credentials_and_no_other_is():
     pytest.importorskip("s3fs")
     assert storage.filesystem("s3://noaa-mrms-pds/CONUS")[0].anon
     assert not storage.filesystem("s3://noaa-mrms-pds-of-another/CONUS")[0].anon
+
+
+class Refusal(Exception):
+    """What S3 answers, as botocore raises it."""
+
+    def __init__(self, code):
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}}
+
+
+class Bucket:
+    """Answers a create-only PUT as s3fs does: invalid argument, whatever S3 said."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def pipe_file(self, path, content, mode):
+        assert mode == "create"
+        raise OSError(22, "At least one condition did not hold") from Refusal(self.code)
+
+
+def test_what_is_there_already_in_a_bucket_is_not_created(monkeypatch):
+    monkeypatch.setattr(storage, "filesystem", lambda url: (Bucket("PreconditionFailed"), url))
+    assert storage.create_bytes("s3://bucket/key", b"") is False
+    monkeypatch.setattr(storage, "filesystem", lambda url: (Bucket("InvalidRequest"), url))
+    with pytest.raises(OSError, match="condition"):
+        storage.create_bytes("s3://bucket/key", b"")
+
+
+@pytest.mark.slow
+def test_of_an_object_and_its_folder_in_a_bucket(bucket):
+    place, _ = bucket
+    assert storage.create_bytes(f"{place}/folder/1", b"first")
+    assert not storage.create_bytes(f"{place}/folder/1", b"second")
+    assert storage.read_bytes(f"{place}/folder/1") == b"first"
+    assert storage.names(f"{place}/folder") == ["1"]
+    storage.remove(f"{place}/folder/1")
+    assert storage.names(f"{place}/folder") == [], "some servers keep the folder, and list it"
