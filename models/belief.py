@@ -30,13 +30,14 @@ def check_believable(
     past : the frames (time, y, x) it was made from
     everywhere : it has to know every pixel that a past frame observed (a network does); otherwise
         any at each lead time
-    most_rain_mm_h : more than this is not believed anywhere
+    most_rain_mm_h : more than this is not believed anywhere, unless a past frame has as much
     most_growth : nor a mean rain rate so many times that of the wettest past frame
     """
     observed = np.isfinite(past.values).any(axis=0)
     if not observed.any():
         return
     wettest = max(float(np.nanmean(frame)) for frame in past.values if np.isfinite(frame).any())
+    most_anywhere = max(most_rain_mm_h, float(np.nanmax(past.values)))
     limit = most_growth * max(wettest, LITTLE_RAIN_MM_H)
     members = rain_rate if "member" in rain_rate.dims else rain_rate.expand_dims("member")
     for lead_time in members["lead_time"].values:
@@ -46,8 +47,8 @@ def check_believable(
             at = f"at lead time {format_duration(lead_time)}"
             if known.size == 0 or (everywhere and unknown > 0):
                 _refuse(f"{unknown:.1%} of the observed pixels unknown {at}", "a forecast there")
-            if known.max() > most_rain_mm_h:
-                _refuse(f"{known.max():.4g} mm/h {at}", f"at most {most_rain_mm_h:g} mm/h")
+            if known.max() > most_anywhere:
+                _refuse(f"{known.max():.4g} mm/h {at}", f"at most {most_anywhere:.4g} mm/h")
             mean = float(known.mean(dtype=np.float64))
             if mean > limit:
                 found = f"a mean of {mean:.3g} mm/h {at}, {wettest:.3g} mm/h at most before"

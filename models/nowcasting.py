@@ -72,7 +72,9 @@ class NowcastSettings(Section):
         description="How long the model may take; at most half a timestep. Then advection it is.",
     )
     most_rain_mm_h: float = Field(
-        500.0, gt=0, description="A forecast of more rain than this anywhere is not believed."
+        500.0,
+        gt=0,
+        description="More rain than this, and than any past frame has, is not believed.",
     )
     most_growth: float = Field(
         5.0,

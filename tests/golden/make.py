@@ -13,17 +13,18 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 
-from models.baselines import Persistence
-from models.prediction import NowcastSettings, make_nowcast
+from models.nowcasting import Nowcaster, NowcastSettings
 from pipelines import publishing, storage
 from pipelines.archive import Archive, Status, archive_url, create
 from pipelines.grid import Grid
 from pipelines.manifest import ManifestRow
 from pipelines.sources.synthetic import PROJECTION
+from pipelines.times import time_text
 from pipelines.units import count, pack
 
-FORMAT = "2"
-"""1: as first published. 2: checksums in the archive, status ``moved``, counts in the manifest."""
+FORMAT = "3"
+"""1: as first published. 2: checksums in the archive, status ``moved``, counts in the manifest.
+3: forecasts in revisions, which say what they were made from and how long that took."""
 PRODUCT = "golden"
 START = pd.Timestamp("2024-06-01T05:00")
 TIMESTEP = pd.Timedelta("5min")
@@ -69,11 +70,16 @@ def make(root: str) -> Archive:
         for slot, status in outcomes.items()
     ]
     archive.commit(rows, {archive.times[slot]: status for slot, status in outcomes.items()})
-    nowcast = make_nowcast(
-        archive, Persistence(), archive.times[1], NowcastSettings(lead_time="15min")
-    )
-    with patch.object(publishing, "now", lambda _: MADE):
-        publishing.publish(root, PRODUCT, nowcast.assign_attrs(radar_age_seconds=300.0))
+    with Nowcaster(root, "persistence", NowcastSettings(lead_time="15min")) as nowcaster:
+        forecast = nowcaster.nowcast(archive, archive.times[1])
+    measured = dict.fromkeys((name for name in forecast.attrs if "seconds_" in name), 0.5)
+    ages = {"radar_age_seconds": 300.0, "input_age_seconds": [600.0, 300.0]}
+    history = {"history": f"{time_text(MADE)} forecast by squall"}
+    with (
+        patch.object(publishing, "now", lambda _: MADE),
+        patch.object(publishing.time, "perf_counter", lambda: 0.0),
+    ):
+        publishing.publish(root, PRODUCT, forecast.assign_attrs(measured | ages | history))
     return archive
 
 
@@ -82,6 +88,8 @@ if __name__ == "__main__":
     for name in ("archive", "forecasts"):
         storage.remove(str(folder / name))
     make(str(folder))
+    for lock in folder.rglob("*.lock"):
+        lock.unlink()
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     sys.stdout.write(f"{len(files)} files, {size} bytes\n")

@@ -44,7 +44,7 @@ def contents(folder):
         path.relative_to(folder): path.read_bytes()
         for name in ("archive", "forecasts")
         for path in (folder / name).rglob("*")
-        if path.is_file()
+        if path.is_file() and path.suffix != ".lock"
     }
 
 

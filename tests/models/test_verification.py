@@ -5,12 +5,14 @@ import pandas as pd
 import pytest
 
 from models.baselines import Persistence
-from models.prediction import NowcastSettings, make_nowcast
+from models.past import read_past
 from models.verification import VerifySettings, verify_forecast
 from pipelines.archive import Status
 from pipelines.errors import NotFoundError
+from pipelines.forecasts import forecast_dataset
 from pipelines.publishing import publish
 from pipelines.scores import scores
+from pipelines.times import lead_times
 from pipelines.units import pack
 
 START = pd.Timestamp("2024-06-01T00:00")
@@ -41,10 +43,11 @@ def world(tmp_path, build_archive, grid):
     archive = build_archive(tmp_path / "a.zarr", dict(enumerate(fields[:6])))
 
     def publish_forecast(fields, name="net/1", lead_time="15min"):
-        nowcast = make_nowcast(
-            archive, Known(name, fields), INIT_TIME, NowcastSettings(lead_time=lead_time)
-        )
-        publish(str(tmp_path), "test", nowcast)
+        past = read_past(archive, INIT_TIME, 2)
+        leads = lead_times(TIMESTEP, pd.Timedelta(lead_time))
+        attrs = {"model": name, "inputs_sha256": past.window.digest}
+        rain_rate = Known(name, fields).predict(past.frames, leads)
+        publish(str(tmp_path), "test", forecast_dataset(rain_rate, attrs))
 
     def verify(settings=SETTINGS):
         return verify_forecast(str(tmp_path), "test", archive.url, INIT_TIME, settings)

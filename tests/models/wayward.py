@@ -10,7 +10,7 @@ import torch
 from models.baselines import Persistence
 from pipelines.errors import SquallError
 
-WELL, HANG, KILLED, SEGFAULT, RAISE, RAISE_ODDLY, HANG_DEAF, EXIT = range(8)
+WELL, HANG, KILLED, SEGFAULT, RAISE, RAISE_ODDLY, HANG_DEAF, EXIT, UNKNOWN, ABSURD = range(10)
 
 
 class OddError(Exception):
@@ -42,7 +42,17 @@ class Wayward(Persistence):
             raise OddError("this", "that")
         if what == EXIT:
             raise SystemExit(3)
-        return super().predict(past, lead_times)
+        forecast = super().predict(past, lead_times)
+        if what == UNKNOWN:
+            forecast[-1, 1, 1] = float("nan")
+        if what == ABSURD:
+            forecast[-1, 1, 1] = 501.0
+        return forecast
+
+
+def serving(root, name, settings):
+    """In place of `models.prediction.serving_forecaster`."""
+    return Wayward()
 
 
 class Counting(Persistence):
