@@ -139,6 +139,15 @@ def test_two_missing_at_once_are_each_where_they_must_have_been():
     np.testing.assert_allclose(np.diff(centres), 2.0, atol=0.4)
 
 
+def test_rain_that_grows_where_it_stands_is_weighted_by_nearness():
+    """Once as much, then four times: a third of the way twice, two thirds of the way three times."""
+    filled = bridged(*frames_at((0, 3), lambda slot: cells(slot, (0, 0)) * (1 + slot)))
+    heavy = cells(0, (0, 0)) > 10
+    for slot in (1, 2):
+        ratio = filled[slot].values[heavy] / cells(0, (0, 0))[heavy]
+        assert ratio.mean() == pytest.approx(1 + slot, rel=0.05)
+
+
 def test_dry_frames_are_bridged_dry():
     filled = bridged(*frames_at((0, 2, 3), lambda slot: np.zeros((SIZE, SIZE))))
     assert (filled == 0).all()
