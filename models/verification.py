@@ -46,12 +46,12 @@ def verify_forecast(
     the nowcast itself.
     """
     archive = Archive(archive_url)
-    published = open_forecast(root, product, init_time).load()
+    published = open_forecast(root, product, init_time)
     observed = observed_after(archive, init_time, pd.TimedeltaIndex(published["lead_time"].values))
     lead_times = pd.TimedeltaIndex(observed["lead_time"].values)
     if len(lead_times) == 0:
         return None
-    rain_rate = ensemble_mean(published["rain_rate"].sel(lead_time=lead_times))
+    rain_rate = ensemble_mean(published["rain_rate"].sel(lead_time=lead_times).load())
     forecasts = {str(published.attrs["model"]): rain_rate}
     for name in settings.baselines:
         try:

@@ -195,6 +195,7 @@ def encodings(forecast: xr.Dataset) -> dict[str, dict[str, Any]]:
     encoding["lead_time"] = {"units": "seconds", "dtype": "int64"}
     for field, variable in forecast.data_vars.items():
         packing = PROBABILITY_PACKING if field == EXCEEDANCE else PACKING
+        packing = packing if variable.dtype.kind == "f" else {}
         chunks = tuple(
             min(CHUNK, size) if dim in ("y", "x") else 1 for dim, size in variable.sizes.items()
         )
