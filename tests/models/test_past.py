@@ -140,7 +140,7 @@ def test_two_missing_at_once_are_each_where_they_must_have_been():
 
 
 def test_rain_that_grows_where_it_stands_is_weighted_by_nearness():
-    """Once as much, then four times: a third of the way twice, two thirds of the way three times."""
+    """Once as much, then four times: twice and three times as much in between."""
     filled = bridged(*frames_at((0, 3), lambda slot: cells(slot, (0, 0)) * (1 + slot)))
     heavy = cells(0, (0, 0)) > 10
     for slot in (1, 2):
