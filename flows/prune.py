@@ -21,10 +21,11 @@ def prune(
 
     Run it as often as you like, and beside the nowcast: every forecast reads as before.
 
-    Parameters
-    ----------
-    root, product, retention : override squall.toml and the environment where given
-    progress : show a bar
+    Args:
+        root: Where the forecasts are; as squall.toml or the environment say.
+        product: Whose forecasts; as squall.toml or the environment say.
+        retention: What is kept, and how long; overrides squall.toml where given.
+        progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, retention=retention)
     report = retain_task(settings.root, settings.product, settings.retention, progress=progress)

@@ -199,10 +199,12 @@ def test_bad_input_to_a_flow_is_one_line_and_exit_code_2(tmp_path, prefect, synt
     assert "did you mean 'knmi'?" in one_line("ingest", "few", "--source", "knmy")
     assert prefect.run("squall", "ingest", "few", cwd=tmp_path).returncode == 0
     assert "another grid" in one_line("ingest", "other")
-    assert "too few past frames" in one_line(
-        "nowcast", "--model", "advection", "--set", "nowcast.most_missing=0"
-    )
-    assert "no trained model" in one_line("nowcast")
+    few_frames = ("--set", "nowcast.most_missing=0", "--set", "nowcast.too_few=refuse")
+    assert "too few past frames" in one_line("nowcast", "--model", "advection", *few_frames)
+    fallback = prefect.run("squall", "nowcast", cwd=tmp_path)
+    assert fallback.returncode == 0, fallback.stderr
+    assert "fallback" in fallback.stdout
+    assert "no trained model" in fallback.stdout
     assert "no sequence to learn from" in one_line("train")
     assert "nothing to verify" in one_line("verify")
 

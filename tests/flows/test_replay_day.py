@@ -41,8 +41,14 @@ def process_bytes(process):
 
 @dataclass
 class Watch:
-    """Memory (MB) and open files of this process and its children, every simulated hour."""
+    """Memory (MB) and open files of this process and its children, every simulated hour.
 
+    Children that were there before, such as other tests' servers, do not count.
+    """
+
+    before: frozenset[psutil.Process] = field(
+        default_factory=lambda: frozenset(psutil.Process().children(recursive=True))
+    )
     samples: list[tuple[float, float, int, int]] = field(default_factory=list)
     rounds: int = 0
 
@@ -52,7 +58,7 @@ class Watch:
             return
         gc.collect()  # what is garbage is no leak
         parent = psutil.Process()
-        children = parent.children(recursive=True)
+        children = set(parent.children(recursive=True)) - self.before
         self.samples.append(
             (
                 process_bytes(parent) / 1e6,
