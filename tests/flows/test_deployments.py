@@ -186,7 +186,8 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
                 finished = [run for run in ended if run["auto_scheduled"]]  # not by events
                 if len(published_init_times(root, "town")) > published:
                     published += 1
-                    shutil.copy2(coming[published - 1], inbox)  # the next frame arrives
+                    for path in coming[published - 1 : published]:  # the next frame arrives
+                        shutil.copy2(path, inbox)
         finally:
             worker.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):  # it waits for the runs it started
