@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from models.baselines import Advection
 from models.nowcasting import FALLBACK_MISSING
 from models.replay import Arrivals, Round
-from models.rounds import OWN_FRAMES
 from pipelines.archive import Archive, archive_url
 from pipelines.forecasts import published_init_times
 from pipelines.manifest import read_manifest
@@ -63,8 +63,8 @@ def _too_late(
     catch_up: dt.timedelta,
 ) -> str:
     """Why a frame that could be read has no forecast. `newest` : see `_newest_frames`."""
-    own = [time - k * timestep for k in range(1, OWN_FRAMES)]
-    enough = OWN_FRAMES - 1 - FALLBACK_MISSING
+    own = [time - k * timestep for k in range(1, Advection.past_frames)]
+    enough = Advection.past_frames - 1 - FALLBACK_MISSING
     others = sorted(known[one] for one in own if one in known)
     if len(others) < enough:
         return "too few past frames"
@@ -94,7 +94,7 @@ def _newest_frames(
 
 def _known_from(archive: Archive, init_times: pd.DatetimeIndex) -> dict[pd.Timestamp, pd.Timestamp]:
     """When each frame became known: when the first file came from which it could be read."""
-    first = init_times[0] - OWN_FRAMES * archive.timestep
+    first = init_times[0] - Advection.past_frames * archive.timestep
     days = pd.date_range(first.floor("D"), init_times[-1].floor("D"), freq="D")
     known: dict[pd.Timestamp, pd.Timestamp] = {}
     for row in read_manifest(archive.url, days.strftime("%Y-%m-%d")):

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from models.baselines import Advection
 from models.nowcasting import FALLBACK_MISSING, Nowcaster
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
@@ -38,8 +39,6 @@ log = logging.getLogger(__name__)
 
 HISTORY = pd.Timedelta("1h")
 """Files so much older than what can still be forecast from are taken in before forecasting."""
-OWN_FRAMES = 3
-"""What advection is made from."""
 ATTEMPTS = 3
 """How often a forecast is made again because a frame of it changed meanwhile."""
 
@@ -276,7 +275,7 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
     if len(times) == 0:
         return None, []
     recent = times[(times > times[-1] - service.catch_up) | (times == times[-1])]
-    longest = max(frames, OWN_FRAMES)
+    longest = max(frames, Advection.past_frames)
     windows = Windows(archive, recent[0], recent[-1], longest)
     there = itertools.groupby(published(root, product, start=recent[0]), lambda one: one.init_time)
     newest_of = {}
@@ -297,7 +296,10 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
 
 def _enough(nowcaster: Nowcaster, windows: Windows, init_time: pd.Timestamp) -> bool:
     """Whether there are enough frames for advection, or for the forecaster that was asked for."""
-    needs = (OWN_FRAMES, FALLBACK_MISSING), (nowcaster.frames, nowcaster.settings.most_missing)
+    needs = (
+        (Advection.past_frames, FALLBACK_MISSING),
+        (nowcaster.frames, nowcaster.settings.most_missing),
+    )
     return any(len(windows.ending_at(init_time, n).missing) <= most for n, most in needs)
 
 
