@@ -37,7 +37,7 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
     the next revision, and the older ones are marked as superseded; their data stays as it was.
 
     Raises `ExistsError` where that model's newest forecast of the init_time is from the same inputs
-    (`model`, `inputs_sha256`): of several that race or try again one is one. Raises
+    (`model`, `inputs_sha256`): of several that race or try again one is published. Raises
     `CompactedError` where the day of the init_time is in one store already, which is immutable.
     """
     init_time = pd.Timestamp(forecast["init_time"].item())
