@@ -340,8 +340,8 @@ def _serve(
         while True:
             question: _Question = pipe.recv()
             pipe.send(_try(partial(answer, question), question.limit_s))
-    except (EOFError, OSError):  # nobody is there any more
-        return
+    except (EOFError, OSError):  # nobody is there any more; `_end_with_parent` may be slower
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _try(work: Callable[[], Any], limit_s: float) -> Any:
