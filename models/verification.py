@@ -9,10 +9,11 @@ from pydantic import Field
 from models.baselines import build_baseline
 from models.evaluation import forecast_from, observed_after
 from pipelines.archive import Archive
+from pipelines.compare import Scoring, compare
 from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import ensemble_mean, open_forecast
-from pipelines.fss import SCALES_KM, windows
-from pipelines.scores import THRESHOLDS_MM_H, compare
+from pipelines.fss import SCALES_KM
+from pipelines.scores import THRESHOLDS_MM_H
 from pipelines.section import Section
 from pipelines.times import Duration
 
@@ -59,5 +60,5 @@ def verify_forecast(
             forecasts[name] = forecast_from(archive, baseline, init_time, lead_times)
         except TooFewFramesError:  # its own frame was replaced by a bad one since
             return None
-    sizes = windows(archive.grid, settings.scales_km)
-    return compare(forecasts, observed, settings.thresholds_mm_h, sizes)
+    scoring = Scoring.on(archive.grid, settings.thresholds_mm_h, settings.scales_km)
+    return compare(forecasts, observed, scoring)

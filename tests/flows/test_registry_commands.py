@@ -12,7 +12,8 @@ from flows.cli import main
 from flows.verify import score_table
 from models.registry import save_model
 from models.training import NetworkSettings, TrainSettings
-from pipelines.scores import compare, scores
+from pipelines.compare import Scoring, compare
+from pipelines.scores import scores
 
 SETTINGS = TrainSettings(network=NetworkSettings(hidden_channels=(4,), patch_size=2))
 ARCHIVE = {
@@ -29,12 +30,15 @@ def forecast(scale):
     return xr.DataArray(rain, coords, ("lead_time", "y", "x"))
 
 
-SUMS = compare(
-    {"net": forecast(1.2), "persistence": forecast(3.0), "advection": forecast(1.1)},
-    forecast(1.0),
-    [0.5, 2.0],
-    {1.0: (1, 1), 5.0: (3, 3)},
-).assign_attrs(events=7)
+SUMS = (
+    compare(
+        {"net": forecast(1.2), "persistence": forecast(3.0), "advection": forecast(1.1)},
+        forecast(1.0),
+        Scoring((0.5, 2.0), {1.0: (1, 1), 5.0: (3, 3)}),
+    )
+    .sel(region="domain", drop=True)
+    .assign_attrs(events=7)
+)
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from models.registry import (
 )
 from models.training import NetworkSettings, TrainSettings
 from pipelines import storage
+from pipelines.compare import Scoring, compare
 from pipelines.errors import NotFoundError, SquallError
-from pipelines.scores import compare, scores
+from pipelines.scores import scores
 
 SETTINGS = TrainSettings(network=NetworkSettings(hidden_channels=(4, 3), patch_size=2))
 
@@ -71,7 +72,8 @@ def forecast(seed, scale=1.0):
 def validation(name="net", **others):
     """Sums of a model with small errors, beside others'."""
     forecasts = {name: forecast(0, 1.1), **others}
-    return compare(forecasts, forecast(0), [0.5, 2.0], {5.0: (3, 3)}).assign_attrs(events=3)
+    sums = compare(forecasts, forecast(0), Scoring((0.5, 2.0), {5.0: (3, 3)}))
+    return sums.sel(region="domain", drop=True).assign_attrs(events=3)
 
 
 @pytest.fixture
