@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.bench_verify [FOLDER] --forecasts 4 --rounds 2
 
-FOLDER holds KNMI files (765×700, 5 min); without one, synthetic frames of that size. A forecast has
-12 lead times; observed is one frame, forecast another, so every table is full. Both compute CSI,
+FOLDER holds KNMI files (765×700, 5 min); without one, synthetic frames of that size. A forecast
+has 12 lead times; observed is one frame, forecast another, so every table is full. Both compute CSI,
 POD, FAR, bias, HSS, ETS, MSE, MAE, mean error and correlation, FSS at 5 thresholds and 3 scales, and
 the spectra of both fields; of ensembles (20 members, 200×200) CRPS, reliability and ROC at
 the 5 thresholds, and the rank histogram. Squall computes SSIM beside, which pysteps lacks. Squall runs
