@@ -21,9 +21,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from pipelines import storage
 from pipelines.fss import FRACTION_SUMS, Window, fractions
-from pipelines.times import now, time_text
 
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
 """HKO-7's thresholds (Shi et al. 2017)."""
@@ -146,15 +144,3 @@ def scores(sums: xr.Dataset) -> xr.Dataset:
     if FRACTION_SUMS[0] in sums:
         result["fss"] = 1 - ratio(sums["fraction_error"], sums["fraction_reference"])
     return result
-
-
-def save_sums(root: str, product: str, sums: xr.Dataset) -> str:
-    """Store sums as `{root}/scores/{product}/{time}.zarr`, named by `latest.json`; the URL."""
-    made = now()
-    folder = storage.join(root, "scores", product)
-    url = f"{folder}/{made:%Y%m%dT%H%M%SZ}.zarr"
-    storage.publish_store(sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}})
-    storage.write_json(
-        f"{folder}/latest.json", {"made": time_text(made), "scores": url.rsplit("/", 1)[-1]}
-    )
-    return url
