@@ -209,15 +209,21 @@ def nowcast(
 
 
 @app.command
-def verify(*, common: Common | None = None) -> None:
-    """Score published forecasts against what was observed, beside persistence and advection.
+def verify(*, partial: bool | None = None, common: Common | None = None) -> None:
+    """Score the forecasts that were served against what was observed, beside the baselines.
+
+    Each once the frame of its last lead time has come, and again only if something changed.
 
     Example: squall verify --product knmi
+
+    Parameters
+    ----------
+    partial: Score forecasts of which only some lead times have come as well.
     """
     from flows.report import print_verification
     from flows.verify import verify as flow
 
-    settings = settings_of(common)
+    settings = settings_of(common, verify={"partial": partial})
     report = flow(
         root=settings.root, product=settings.product, verify=settings.verify, progress=True
     )

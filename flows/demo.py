@@ -49,6 +49,7 @@ SYNTHETIC: dict[str, Any] = {
         "score_events": 2,
     },
     "nowcast": {"lead_time": "30min"},
+    "verify": {"partial": True},
 }
 """Settings that differ from the defaults: small enough for two cores and a few minutes."""
 
@@ -61,7 +62,8 @@ REAL: dict[str, Any] = {
         "network": {"hidden_channels": (32, 32)},
         "tracking": {"kind": "tensorboard"},
         "score_events": 2,
-    }
+    },
+    "verify": {"partial": True},
 }
 
 

@@ -26,9 +26,7 @@ from collections.abc import Iterable
 
 import xarray as xr
 
-from pipelines import storage
 from pipelines.ensembles import ensemble_scores, ratio
-from pipelines.times import now, time_text
 
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
 """HKO-7's thresholds (Shi et al. 2017)."""
@@ -96,15 +94,3 @@ def _of_rain(sums: xr.Dataset) -> dict[str, xr.DataArray]:
         "correlation": ratio(n * fo - f * o, variances**0.5).where(some),
         "correlation_uncentred": ratio(fo, (ff * oo) ** 0.5),
     }
-
-
-def save_sums(root: str, product: str, sums: xr.Dataset) -> str:
-    """Store sums as `{root}/scores/{product}/{time}.zarr`, named by `latest.json`; the URL."""
-    made = now()
-    folder = storage.join(root, "scores", product)
-    url = f"{folder}/{made:%Y%m%dT%H%M%SZ}.zarr"
-    storage.publish_store(sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}})
-    storage.write_json(
-        f"{folder}/latest.json", {"made": time_text(made), "scores": url.rsplit("/", 1)[-1]}
-    )
-    return url

@@ -16,14 +16,15 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field
 
-from pipelines import storage
+from pipelines import score_store, storage
 from pipelines.archive import STATUS_CHUNK, USABLE, Archive, Status, archive_url
+from pipelines.errors import NotFoundError
 from pipelines.forecasts import LATEST, folder_url
 from pipelines.latency import Latency, of_records
 from pipelines.records import Record, all_revisions, published_names, read_records
 from pipelines.scores import scores
 from pipelines.section import Section
-from pipelines.times import Duration, format_duration, now, time_text, utc
+from pipelines.times import Duration, format_duration, now, time_text
 
 DAY = pd.Timedelta("1D")
 
@@ -57,7 +58,10 @@ class WatchSettings(Section):
 
 @dataclass(frozen=True)
 class Skill:
-    """CSI at the lowest threshold (mm/h) by forecaster and lead time, as last verified."""
+    """CSI at the lowest threshold (mm/h) by forecaster and lead time.
+
+    Of the 24 hours up to the newest verified forecast, as it was when last stored.
+    """
 
     made: pd.Timestamp
     threshold: float
@@ -185,19 +189,22 @@ def champion_of(root: str, product: str, newest: Record | None) -> str | None:
 
 
 def recent_skill(root: str, product: str) -> Skill | None:
-    """From the newest sums of the verification; None where nothing is verified yet."""
-    folder = storage.join(root, "scores", product)
-    if not storage.exists(f"{folder}/latest.json"):
+    """CSI of the 24 hours up to the newest verified forecast; None where none is verified yet."""
+    there = score_store.days(root, product)
+    if there.empty:
         return None
-    latest = storage.read_json(f"{folder}/latest.json")
+    newest = there.max()
     try:
-        sums = xr.open_zarr(storage.zarr_store(f"{folder}/{latest['scores']}"), chunks=None)
-    except FileNotFoundError:  # removed since
+        last = score_store.read_rows(root, product, newest, columns=["init_time"])[
+            "init_time"
+        ].max()
+        sums = score_store.total(root, product, last - DAY, last).sums
+    except NotFoundError:  # removed since
         return None
-    with sums:
-        lowest = sums.sortby("threshold").isel(threshold=[0]).load()
-    csi = scores(lowest)["csi"].isel(threshold=0)
-    return Skill(utc(latest["made"]), float(csi["threshold"]), csi)
+    csi = scores(sums.sel(region="domain", drop=True))["csi"].sortby("threshold")
+    url = f"{score_store.folder_url(root, product)}/{newest:%Y%m%d}{score_store.SUFFIX}"
+    made = pd.Timestamp(storage.modified(url), unit="s").floor("s").as_unit("ns")
+    return Skill(made, float(csi["threshold"][0]), csi.isel(threshold=0))
 
 
 def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
