@@ -3,12 +3,12 @@
     python -m tests.benchmarks.bench_verify [FOLDER] --forecasts 4 --rounds 2
 
 FOLDER holds KNMI files (765×700, 5 min); without one, synthetic frames of that size. A forecast
-has 12 lead times; observed is one frame, forecast another, so every table is full. Both compute CSI,
-POD, FAR, bias, HSS, ETS, MSE, MAE, mean error and correlation, FSS at 5 thresholds and 3 scales, and
-the spectra of both fields; of ensembles (20 members, 200×200) CRPS, reliability and ROC at
-the 5 thresholds, and the rank histogram. Squall computes SSIM beside, which pysteps lacks. Squall runs
-in one process, and with two Dask workers that are up already; pysteps in one, as it does. Then
-seconds for 1, 2 and 4 times as many forecasts: the cost of one should not change.
+has 12 lead times; observed is one frame, forecast another, so every table is full. Both compute
+CSI, POD, FAR, bias, HSS, ETS, MSE, MAE, mean error and correlation, FSS at 5 thresholds and 3
+scales, and the spectra of both fields; of ensembles (20 members, 200×200) CRPS, reliability and
+ROC at the 5 thresholds, and the rank histogram. Squall computes SSIM beside, which pysteps lacks.
+Squall runs in one process, and with two Dask workers that are up already; pysteps in one, as it
+does. Then seconds for 1, 2 and 4 times as many forecasts: the cost of one should not change.
 """
 
 import argparse
