@@ -3,6 +3,7 @@
 import threading
 from typing import Any
 
+import pandas as pd
 from prometheus_client import start_http_server
 from pydantic_settings import SettingsConfigDict
 from rich.console import Console
@@ -12,8 +13,9 @@ from flows.layers import Place, load
 from pipelines.errors import SquallError
 from pipelines.latency import Latency
 from pipelines.metrics import registry
+from pipelines.skill import ForecasterSkill, RecentSkill
 from pipelines.times import format_duration, time_text
-from pipelines.watch import ServiceStatus, Skill, WatchSettings, age_text, crossed, look
+from pipelines.watch import ServiceStatus, WatchSettings, age_text, crossed, look
 
 OTHERS = ("ingest", "train", "tune", "nowcast", "verify", "retention")
 """Sections of `flows.settings.Settings` that are not looked at here: they would bring torch."""
@@ -93,22 +95,33 @@ def print_status(status: ServiceStatus, lines: list[str]) -> None:
     console.print("all well" if not lines else f"{len(lines)} limits crossed")
 
 
-def print_skill(skill: Skill) -> None:
-    """CSI by forecaster, at up to six lead times."""
+def print_skill(skill: RecentSkill) -> None:
+    """CSI by forecaster, at up to six lead times, and its trust horizon."""
     table = Table(
-        title=f"CSI ≥ {skill.threshold:g} mm/h, verified {time_text(skill.made)}",
+        title=f"CSI ≥ {skill.threshold_mm_h:g} mm/h, {skill.since} to {skill.until}",
         title_justify="left",
         title_style="bold",
     )
     table.add_column("forecaster")
-    leads = skill.csi["lead_time"].values
-    chosen = leads[sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})]
-    for lead in chosen:
-        table.add_column(format_duration(lead), justify="right")
-    for name in skill.csi["forecaster"].values:
-        values = skill.csi.sel(forecaster=name, lead_time=chosen).values
-        table.add_row(str(name), *("–" if v != v else f"{v:.3f}" for v in values))
+    leads = [pd.Timedelta(seconds=one) for one in skill.lead_seconds]
+    chosen = sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})
+    for place in chosen:
+        table.add_column(format_duration(leads[place]), justify="right")
+    table.add_column("trust horizon", justify="right")
+    for name, own in skill.forecasters.items():
+        values = (own.csi[place] for place in chosen)
+        table.add_row(name, *("–" if v is None else f"{v:.3f}" for v in values), _horizon(own))
     console.print(table)
+
+
+def _horizon(own: ForecasterSkill) -> str:
+    """With its interval, where that is known."""
+    if own.trust_horizon_seconds is None:
+        return "–"
+    ends = (own.trust_horizon_seconds, *own.trust_horizon_interval_seconds)
+    horizon, *bounds = (format_duration(pd.Timedelta(seconds=one)) for one in ends)
+    text = horizon + (" or more" if own.trust_horizon_open else "")
+    return f"{text} ({' to '.join(bounds)})" if bounds else text
 
 
 def print_latency(latency: Latency) -> None:

@@ -21,6 +21,7 @@ from pipelines.progress import bar
 from pipelines.score_pictures import served_first, skill_picture
 from pipelines.score_store import folder_url, total, write_scores
 from pipelines.scores import scores
+from pipelines.skill import update_skill
 from pipelines.times import format_duration, time_text
 from pipelines.workers import run_parallel
 
@@ -101,6 +102,7 @@ def verify_forecasts(
             expected="forecasts and frames that can be read",
             remedy="look at that forecast; `squall archive validate` looks at the frames",
         )
+    update_skill(root, product, settings.skill)
     try:
         of_period = total(root, product, plan.start)
     except NotFoundError:

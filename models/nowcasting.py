@@ -31,7 +31,8 @@ from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
-from pipelines.times import Duration, lead_times, now, time_text
+from pipelines.skill import RecentSkill, skill_attributes
+from pipelines.times import Duration, format_duration, lead_times, now, time_text
 from pipelines.window import window
 
 log = logging.getLogger(__name__)
@@ -86,6 +87,11 @@ class NowcastSettings(Section):
         description="Frames this much older than the newest still get their nowcast, or a new one "
         "when a frame it is made from comes late or is corrected.",
     )
+    fallback_after: Duration | None = Field(
+        dt.timedelta(days=1),
+        description="Advection forecasts instead of a model whose verified skill (CSI) has been "
+        "lower than advection's for so long, until it no longer is; null: never.",
+    )
     serving: ServingSettings = ServingSettings()
     products: ProductSettings = ProductSettings()
 
@@ -107,11 +113,16 @@ class Nowcaster:
         self._fallback = build_baseline(FALLBACK)
         self._forecaster: Forecaster | Isolated | None = None
         self.requested, self.frames = model, self._fallback.past_frames
+        self._skill: RecentSkill | None = None
         self.begin()
 
-    def begin(self) -> None:
-        """Before a round of nowcasts: take today's champion, and try again what was in trouble."""
-        self._trouble = ""
+    def begin(self, skill: RecentSkill | None = None) -> None:
+        """Before a round of nowcasts: take today's champion, and try again what was in trouble.
+
+        `skill` is what verification says of forecasters lately: forecasts carry it, and a model
+        that has been worse than advection for too long does not serve.
+        """
+        self._trouble, self._skill = "", skill
         try:
             wanted = pinned(self._root, self._model)
             if self._forecaster is None or wanted != self.requested:
@@ -181,7 +192,7 @@ class Nowcaster:
             "backfill": int(backfill),
             "seconds_ingest": round(seconds_ingest, 3),
         }
-        reason = self._trouble
+        reason = self._trouble or self._outdone()
         if self._forecaster is not None and not reason:
             try:
                 with _timed(attrs, "seconds_read"):
@@ -204,6 +215,23 @@ class Nowcaster:
         with _timed(attrs, "seconds_predict"):
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
+
+    def _outdone(self) -> str:
+        """Why the model does not serve though it could: advection has been better; "" if not.
+
+        By the times of what was verified, whatever the time is: where verification has stopped, it
+        stays as it was last known to be.
+        """
+        after, skill = self.settings.fallback_after, self._skill
+        if after is None or skill is None or self.requested in BASELINES:
+            return ""
+        behind = skill.behind_advection(self.requested)
+        if behind < pd.Timedelta(after):
+            return ""
+        return (
+            f"its CSI at {skill.threshold_mm_h:g} mm/h has been lower than {FALLBACK}'s for "
+            f"{format_duration(behind)}, up to {skill.until}"
+        )
 
     def _is_lost(self, error: Exception) -> bool:
         """Whether asking again would only take time: it could not be loaded, died or is late."""
@@ -239,6 +267,7 @@ class Nowcaster:
         about = forecaster.about if isinstance(forecaster, Isolated) else About.of(forecaster)
         made = now("ms")
         inputs, received = past.window, past.window.received
+        attrs |= skill_attributes(self._skill, about.name)
         attrs |= {
             "model": about.name,
             "model_sha256": about.weights_sha256 or NO_WEIGHTS,

@@ -18,9 +18,11 @@ from pipelines.due import Due
 from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import FIRST, open_forecast
 from pipelines.fss import SCALES_KM
+from pipelines.score_store import SERVED
 from pipelines.scores import THRESHOLDS_MM_H
 from pipelines.section import Section
 from pipelines.shadows import shadow_root
+from pipelines.skill import SkillSettings
 from pipelines.times import Duration, utc
 from pipelines.window import Window, window
 
@@ -28,8 +30,6 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 """Of what is computed here and in `pipelines.compare`: with another one, all is scored again."""
-SERVED = "served"
-"""The forecaster that a reader had, whatever model made its forecast."""
 TOLD = {"model": "", "requested_model": "", "quality": "", "backfill": 0}
 """What the scores say of the forecast that was served, and what stands for nothing."""
 
@@ -59,6 +59,7 @@ class VerifySettings(Section):
         description="Score also forecasts whose last lead times have not come yet, and again when "
         "they have.",
     )
+    skill: SkillSettings = SkillSettings()
     workers: int = Field(2, ge=1, le=256, description="Dask worker processes on this machine.")
 
 

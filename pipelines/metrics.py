@@ -6,7 +6,6 @@ quantiles are over the forecasts of the 24 hours up to the newest frame.
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest, write_to_textfile
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 
@@ -115,13 +114,22 @@ def metric_families(status: ServiceStatus, lines: list[str]) -> Iterator[Metric]
     if status.skill is not None:
         csi = GaugeMetricFamily(
             "squall_csi",
-            "Critical success index of the last verification, at its lowest threshold.",
+            "Critical success index of what was verified lately.",
             labels=["product", "forecaster", "threshold_mm_h", "lead_time_seconds"],
         )
-        for name, lead, value in status.skill.values():
-            if not np.isnan(value):
-                labels = [*of, name, f"{status.skill.threshold:g}", f"{lead.total_seconds():g}"]
-                csi.add_metric(labels, value)
+        horizon = GaugeMetricFamily(
+            "squall_trust_horizon_seconds",
+            "The last lead time at which forecasts lately beat persistence.",
+            labels=["product", "forecaster"],
+        )
+        threshold = f"{status.skill.threshold_mm_h:g}"
+        for name, own in status.skill.forecasters.items():
+            for lead, value in zip(status.skill.lead_seconds, own.csi, strict=True):
+                if value is not None:
+                    csi.add_metric([*of, name, threshold, f"{lead:g}"], value)
+            if own.trust_horizon_seconds is not None:
+                horizon.add_metric([*of, name], own.trust_horizon_seconds)
+        yield horizon
         yield csi
     yield latency_family(status)
 

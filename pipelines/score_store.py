@@ -23,11 +23,12 @@ import datetime as dt
 import io
 import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as parquet
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -39,6 +40,8 @@ from pipelines.once import sweep
 ROW = ("init_time", "forecaster", "lead_time", "region")
 """What a row is of."""
 SUFFIX = ".parquet"
+SERVED = "served"
+"""The forecaster that a reader had, whatever model made its forecast."""
 
 Place = tuple[tuple[str, float], ...]
 """What else a sum is by, such as threshold 0.5 and scale 20."""
@@ -77,8 +80,12 @@ def _days_of_rows(
     start: pd.Timestamp | None,
     end: pd.Timestamp | None,
     columns: list[str] | None = None,
+    sums: Collection[str] | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """The rows of a period, a day at a time; a day that is removed meanwhile has none."""
+    """The rows of a period, a day at a time; a day that is removed meanwhile has none.
+
+    Of their columns only some, or only those of some `sums`, with what labels them.
+    """
     for day in days(root, product):
         if (start is not None and day < start.floor("D")) or (end is not None and day > end):
             continue
@@ -86,6 +93,8 @@ def _days_of_rows(
             content = storage.read_bytes(_day_url(root, product, day))
         except FileNotFoundError:
             continue
+        if sums is not None:
+            columns = _columns_of(content, sums)
         rows = pd.read_parquet(io.BytesIO(content), columns=columns)
         after = rows["init_time"] >= start if start is not None else True
         before = rows["init_time"] <= end if end is not None else True
@@ -94,18 +103,47 @@ def _days_of_rows(
             yield rows
 
 
+def _columns_of(content: bytes, sums: Collection[str]) -> list[str]:
+    """The columns of some sums, and those that are no sums."""
+    schema = parquet.read_schema(io.BytesIO(content))
+    return [one.name for one in schema if str(one.type) != "double" or _parsed(one.name)[0] in sums]
+
+
 def open_scores(
-    root: str, product: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    root: str,
+    product: str,
+    start: pd.Timestamp | None = None,
+    end: pd.Timestamp | None = None,
+    sums: Collection[str] | None = None,
 ) -> xr.Dataset:
     """The sums of a period by init_time, forecaster, lead_time, region, … for `scores.scores`.
 
     What was not measured adds nothing: it is 0, `pixels` among it. Coordinates by init_time say
-    which model made what was served, and how well. Raises `NotFoundError` where nothing is.
+    which model made what was served, and how well. `sums` are the names of those wanted; all of a
+    long period need much memory. Raises `NotFoundError` where nothing is.
     """
-    rows = read_rows(root, product, start, end)
-    if rows.empty:
+    found = list(_days_of_rows(root, product, start, end, sums=sums))
+    if not found:
         raise _no_scores(root, product)
-    return from_rows(rows)
+    return from_rows(pd.concat(found, ignore_index=True))
+
+
+def of_forecaster(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
+    """A forecaster's sums on the init_times that it forecast, without the dimension forecaster.
+
+    Of a model also what it served: a forecast is a model's own whether readers had it or not.
+    """
+    names = sums["forecaster"].values
+    other = [dim for dim in sums["pixels"].dims if dim not in ("init_time", "forecaster")]
+    own = sums.isel(forecaster=0, drop=True) * 0.0
+    if forecaster in names:
+        own = sums.sel(forecaster=forecaster, drop=True)
+    if SERVED in names and "model" in sums.coords and forecaster != SERVED:
+        lacking = own["pixels"].sum(other) == 0
+        served = sums.sel(forecaster=SERVED, drop=True)
+        own = served.where(lacking & (sums["model"] == forecaster), own)
+    there = own["pixels"].sum(other) > 0
+    return own.isel(init_time=np.flatnonzero(there))
 
 
 @dataclass(frozen=True)
@@ -132,7 +170,7 @@ def total(
         ones = rows.drop_duplicates("init_time")
         forecasts += len(ones)
         models.update(ones.get("model", ()))
-        of_day = rows.groupby(list(ROW[1:])).sum(numeric_only=True).select_dtypes("f")
+        of_day = rows.groupby(list(ROW[1:])).sum(numeric_only=True).select_dtypes("float64")
         added = of_day if added is None else added.add(of_day, fill_value=0.0)
     if added is None:
         raise _no_scores(root, product)

@@ -7,23 +7,20 @@ nothing.
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from pydantic import Field
 
-from pipelines import score_store, storage
+from pipelines import storage
 from pipelines.archive import STATUS_CHUNK, USABLE, Archive, Status, archive_url
-from pipelines.errors import NotFoundError
 from pipelines.forecasts import LATEST, folder_url
 from pipelines.latency import Latency, of_records
 from pipelines.records import Record, all_revisions, published_names, read_records
-from pipelines.scores import scores
 from pipelines.section import Section
+from pipelines.skill import RecentSkill, read_skill
 from pipelines.times import Duration, format_duration, now, time_text
 
 DAY = pd.Timedelta("1D")
@@ -44,6 +41,10 @@ class WatchSettings(Section):
     most_unforecast: int = Field(
         3, ge=0, description="Frames of those 24 hours that may be without a forecast."
     )
+    longest_behind: Duration = Field(
+        dt.timedelta(hours=12),
+        description="How long the champion's verified skill may be lower than advection's.",
+    )
     largest_fallback: float = Field(
         0.1, ge=0, le=1, description="Part of a day's forecasts that the fallback may have made."
     )
@@ -54,25 +55,6 @@ class WatchSettings(Section):
         None,
         description="Where `squall status` writes metrics for the node exporter: NAME.prom.",
     )
-
-
-@dataclass(frozen=True)
-class Skill:
-    """CSI at the lowest threshold (mm/h) by forecaster and lead time.
-
-    Of the 24 hours up to the newest verified forecast, as it was when last stored.
-    """
-
-    made: pd.Timestamp
-    threshold: float
-    csi: xr.DataArray
-
-    def values(self) -> Iterator[tuple[str, pd.Timedelta, float]]:
-        """Forecaster, lead time and CSI; NaN where nothing is known."""
-        for name in self.csi["forecaster"].values:
-            for lead in self.csi["lead_time"].values:
-                value = self.csi.sel(forecaster=name, lead_time=lead)
-                yield str(name), pd.Timedelta(lead), float(value)
 
 
 @dataclass(frozen=True)
@@ -94,7 +76,7 @@ class ServiceStatus:
     waiting: list[pd.Timestamp]
     qualities: Counter[str]
     champion: str | None
-    skill: Skill | None
+    skill: RecentSkill | None
     latency: Latency
 
     @property
@@ -138,7 +120,7 @@ def look(root: str, product: str, *, time: pd.Timestamp | None = None) -> Servic
         waiting=waiting,
         qualities=Counter(records[-1].quality for records in revisions.values()),
         champion=champion_of(root, product, newest),
-        skill=recent_skill(root, product),
+        skill=read_skill(root, product),
         latency=of_records(record for records in revisions.values() for record in records),
     )
 
@@ -188,25 +170,6 @@ def champion_of(root: str, product: str, newest: Record | None) -> str | None:
     return None
 
 
-def recent_skill(root: str, product: str) -> Skill | None:
-    """CSI of the 24 hours up to the newest verified forecast; None where none is verified yet."""
-    there = score_store.days(root, product)
-    if there.empty:
-        return None
-    newest = there.max()
-    try:
-        last = score_store.read_rows(root, product, newest, columns=["init_time"])[
-            "init_time"
-        ].max()
-        sums = score_store.total(root, product, last - DAY, last).sums
-    except NotFoundError:  # removed since
-        return None
-    csi = scores(sums.sel(region="domain", drop=True))["csi"].sortby("threshold")
-    url = f"{score_store.folder_url(root, product)}/{newest:%Y%m%d}{score_store.SUFFIX}"
-    made = pd.Timestamp(storage.modified(url), unit="s").floor("s").as_unit("ns")
-    return Skill(made, float(csi["threshold"][0]), csi.isel(threshold=0))
-
-
 def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
     """A line for every limit that is crossed; none where all is well."""
     lines = []
@@ -226,6 +189,14 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
     ):
         if count > most:
             lines.append(f"{count} {what} in 24h; limit {most}")
+    if status.skill is not None and status.champion is not None:
+        behind = status.skill.behind_advection(status.champion)
+        longest = settings.longest_behind
+        if behind > longest:
+            lines.append(
+                f"the champion's skill has been under advection's for {age_text(behind)}; limit "
+                f"{format_duration(longest)}"
+            )
     for quality, largest in (
         ("fallback", settings.largest_fallback),
         ("degraded", settings.largest_degraded),
@@ -275,11 +246,12 @@ def as_dict(status: ServiceStatus, lines: list[str]) -> dict[str, Any]:
     }
 
 
-def _skill(skill: Skill) -> dict[str, Any]:
-    csi: dict[str, dict[str, float | None]] = {}
-    for name, lead, value in skill.values():
-        csi.setdefault(name, {})[format_duration(lead)] = None if np.isnan(value) else value
-    return {"made": time_text(skill.made), "threshold_mm_h": skill.threshold, "csi": csi}
+def _skill(skill: RecentSkill) -> dict[str, Any]:
+    leads = [format_duration(pd.Timedelta(seconds=one)) for one in skill.lead_seconds]
+    told = asdict(skill)
+    for name, own in told["forecasters"].items():
+        own["csi"] = dict(zip(leads, skill.forecasters[name].csi, strict=True))
+    return told
 
 
 def _text(time: pd.Timestamp | None) -> str | None:
