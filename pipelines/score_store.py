@@ -132,7 +132,7 @@ def total(
         ones = rows.drop_duplicates("init_time")
         forecasts += len(ones)
         models.update(ones.get("model", ()))
-        of_day = rows.groupby(list(ROW[1:])).sum(numeric_only=True).select_dtypes("f")
+        of_day = rows.groupby(list(ROW[1:])).sum(numeric_only=True).select_dtypes("float64")
         added = of_day if added is None else added.add(of_day, fill_value=0.0)
     if added is None:
         raise _no_scores(root, product)

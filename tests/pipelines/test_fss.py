@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipelines.fss import fractions, windows
 from pipelines.grid import Grid
-from pipelines.scores import compare, contingency, merge, save_sums, scores
+from pipelines.scores import compare, contingency, merge, scores
 
 NAN = np.nan
 
@@ -160,12 +160,6 @@ def test_sums_without_fractions_are_read_and_merged_as_before():
     xr.testing.assert_identical(
         mixed["csi"].drop_vars("scale", errors="ignore"), scores(merge(old))["csi"]
     )
-
-
-def test_stored_sums_open_with_stock_xarray(tmp_path):
-    opened = xr.open_zarr(save_sums(str(tmp_path), "test", merge(PARTS))).load()
-    xr.testing.assert_allclose(scores(opened)["fss"], scores(merge(PARTS))["fss"])
-    assert opened["scale"].attrs["units"] == "km"
 
 
 def test_scales_are_kilometres_and_windows_odd():

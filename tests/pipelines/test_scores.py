@@ -10,8 +10,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import storage
-from pipelines.scores import SUMS, THRESHOLDS_MM_H, contingency, merge, save_sums, scores
+from pipelines.scores import SUMS, THRESHOLDS_MM_H, contingency, merge, scores
 from pipelines.units import unpack
 
 MINUTES = pd.to_timedelta([5, 10, 15, 20], unit="min")
@@ -171,14 +170,3 @@ def test_a_forecaster_that_a_part_lacks_adds_nothing_there():
 def test_merging_one_part_changes_nothing():
     assert_same(reduce(lambda total, part: merge([total, part]), PARTS), merge(PARTS))
     assert_same(merge(PARTS[:1]), PARTS[0])
-
-
-def test_stored_sums_open_with_stock_xarray(tmp_path):
-    sums = merge(PARTS).expand_dims(forecaster=["persistence", "net/20240601T000000Z"])
-    url = save_sums(str(tmp_path), "test", sums)
-    opened = xr.open_zarr(url).load()
-    np.testing.assert_array_equal(opened["hits"], sums["hits"])
-    assert opened["forecaster"].values.tolist() == ["persistence", "net/20240601T000000Z"]
-    assert opened["lead_time"].dtype.kind == "m"
-    latest = storage.read_json(storage.join(str(tmp_path), "scores", "test", "latest.json"))
-    assert url.endswith(latest["scores"])

@@ -11,7 +11,8 @@ import xarray as xr
 from pipelines import storage, watch
 from pipelines.archive import Status, archive_url
 from pipelines.errors import NotFoundError
-from pipelines.scores import contingency, save_sums
+from pipelines.score_store import remove_before, write_scores
+from pipelines.scores import contingency
 from pipelines.watch import WatchSettings, age_text, as_dict, crossed, look, recent_status
 from tests.service import PRODUCT, publish_by_hand
 
@@ -130,7 +131,7 @@ def test_no_listing_is_made_where_every_frame_has_its_forecast(root, grid, archi
     archive_of(range(3))
     for time in at(0, 1, 2):
         publish_by_hand(root, grid, time)
-    monkeypatch.setattr(storage, "names", None)  # which would be called
+    monkeypatch.setattr(watch, "published_names", None)  # which would be called
     assert look(root, PRODUCT).unforecast == []
 
 
@@ -158,7 +159,10 @@ def test_recent_skill_is_csi_at_the_lowest_threshold(root, archive_of):
     observed = zeros + (row < 6)
     parts = [contingency(zeros + wet, observed, (5.0, 0.5)) for wet in (row < 4, row < 8)]
     sums = xr.concat(parts, pd.Index(["net/1", "persistence"], name="forecaster", dtype=object))
-    save_sums(root, PRODUCT, sums)
+    sums = sums.expand_dims(region=["domain"])
+    write_scores(root, PRODUCT, [sums.expand_dims(init_time=at(0))])
+    useless = sums.assign(hits=0 * sums["hits"])
+    write_scores(root, PRODUCT, [useless.expand_dims(init_time=[START - pd.Timedelta("25h")])])
     skill = look(root, PRODUCT).skill
     assert skill.threshold == 0.5
     assert list(skill.values()) == [
@@ -168,9 +172,7 @@ def test_recent_skill_is_csi_at_the_lowest_threshold(root, archive_of):
     ]
     told = as_dict(look(root, PRODUCT), [])["skill"]["csi"]
     assert told["persistence"] == {"5min": 0.75, "10min": 0.75}
-    folder = storage.join(root, "scores", PRODUCT)
-    name = storage.read_json(f"{folder}/latest.json")["scores"]
-    storage.remove(f"{folder}/{name}")
+    remove_before(root, PRODUCT, START + pd.Timedelta("1D"))
     assert look(root, PRODUCT).skill is None, "scores that were removed since are none"
 
 
