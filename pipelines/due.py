@@ -27,7 +27,7 @@ from pipelines.forecasts import FIRST, folder_url, is_published, open_forecast
 from pipelines.records import published_names
 from pipelines.score_store import read_rows
 from pipelines.shadows import shadow_forecasters, shadow_root
-from pipelines.window import Window, Windows
+from pipelines.window import Windows
 
 Shadows = dict[str, set[pd.Timestamp]]
 """The init_times of each forecaster's shadow forecasts."""
@@ -114,10 +114,11 @@ def agenda(
             continue
         plan.missing.update(observed.missing[observed.missing <= newest])
         found = _found(root, product, init_time, shadows, old)
-        digest = _digest(observed, rules, found)
+        seen = observed.digest[:32]
         if old is None or (
-            moved.isdisjoint(observed.files) and _changed(old, observed, rules, found, remade)
+            moved.isdisjoint(observed.files) and _changed(old, seen, rules, found, remade)
         ):
+            digest = _digest(seen, rules, found)
             plan.due.append(Due(init_time, lead_times, tuple(sorted(found)), digest))
         else:
             plan.unchanged += 1
@@ -178,21 +179,15 @@ def _found(
     }
 
 
-def _changed(
-    old: _Scored, observed: Window, rules: str, found: set[str], remade: Collection[str]
-) -> bool:
-    """Whether a forecast that was scored would now be scored from something else."""
-    if old.digest == _digest(observed, rules, found | old.shadows):
+def _changed(old: _Scored, seen: str, rules: str, found: set[str], remade: Collection[str]) -> bool:
+    """Whether a forecast that was scored is to be scored again; `seen` : the frames' digest."""
+    if old.digest == _digest(seen, rules, found | old.shadows):
         return False
-    more = old.digest.partition("-")[0] != _frames(observed) or not found <= old.shadows
+    more = not old.digest.startswith(f"{seen}-") or not found <= old.shadows
     return more or (old.shadows - found).issubset(remade)
 
 
-def _digest(observed: Window, rules: str, shadows: Iterable[str]) -> str:
+def _digest(seen: str, rules: str, shadows: Iterable[str]) -> str:
     """Of the observed frames, and, behind the hyphen, of all else."""
     rest = json.dumps([FIRST, rules, sorted(shadows)])
-    return f"{_frames(observed)}-{hashlib.sha256(rest.encode()).hexdigest()[:32]}"
-
-
-def _frames(observed: Window) -> str:
-    return observed.digest[:32]
+    return f"{seen}-{hashlib.sha256(rest.encode()).hexdigest()[:32]}"

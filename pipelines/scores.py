@@ -54,19 +54,20 @@ def scores(sums: xr.Dataset) -> xr.Dataset:
     sums are not there are left out.
     """
     a, b, c = sums["hits"], sums["false_alarms"], sums["misses"]
-    d, pixels = sums["correct_negatives"], sums["pixels"]
-    n = a + b + c + d
-    chance = ratio((a + b) * (a + c), n)
     result = {
         "csi": ratio(a, a + b + c),
         "pod": ratio(a, a + c),
         "far": ratio(b, a + b),
         "bias": ratio(a + b, a + c),
-        "hss": ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d)),
-        "ets": ratio(a - chance, a + b + c - chance),
-        "mse": ratio(sums["squared_error"], pixels),
-        "mae": ratio(sums["absolute_error"], pixels),
     }
+    if "correct_negatives" in sums:
+        d = sums["correct_negatives"]
+        chance = ratio((a + b) * (a + c), a + b + c + d)
+        result["hss"] = ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d))
+        result["ets"] = ratio(a - chance, a + b + c - chance)
+    for score, error in (("mse", "squared_error"), ("mae", "absolute_error")):
+        if error in sums:
+            result[score] = ratio(sums[error], sums["pixels"])
     if "forecast_rain" in sums:
         result |= _of_rain(sums)
     if "fraction_error" in sums:

@@ -11,7 +11,8 @@ import xarray as xr
 from pipelines import storage, watch
 from pipelines.archive import Status, archive_url
 from pipelines.errors import NotFoundError
-from pipelines.scores import contingency, save_sums
+from pipelines.score_store import write_scores
+from pipelines.skill import SkillSettings, update_skill
 from pipelines.watch import WatchSettings, age_text, as_dict, crossed, look, recent_status
 from tests.service import PRODUCT, publish_by_hand
 
@@ -130,7 +131,7 @@ def test_no_listing_is_made_where_every_frame_has_its_forecast(root, grid, archi
     archive_of(range(3))
     for time in at(0, 1, 2):
         publish_by_hand(root, grid, time)
-    monkeypatch.setattr(storage, "names", None)  # which would be called
+    monkeypatch.setattr(watch, "published_names", None)  # which would be called
     assert look(root, PRODUCT).unforecast == []
 
 
@@ -146,32 +147,49 @@ def test_the_champion_of_the_model_that_was_asked_for(root, grid, archive_of):
     assert look(root, PRODUCT).champion == "rain/v9"
 
 
-def test_recent_skill_is_csi_at_the_lowest_threshold(root, archive_of):
-    """Observed: 6 of 8 rows wet. One forecaster has 4 of them: 4/6; one has rain all over: 6/8."""
-    archive_of([0])
-    assert look(root, PRODUCT).skill is None
-    leads = pd.timedelta_range("5min", periods=2, freq="5min")
-    zeros = xr.DataArray(
-        np.zeros((2, 8, 8)), dims=("lead_time", "y", "x"), coords={"lead_time": leads}
+def scored(csi_of, init_times):
+    """Sums of forecasters with so many hits of ten events at two lead times."""
+    dims = ("init_time", "forecaster", "lead_time", "region", "threshold")
+    hits = np.array([[[[[one]], [[one]]] for one in csi_of.values()]] * len(init_times), float)
+    return xr.Dataset(
+        {
+            "hits": (dims, hits),
+            "misses": (dims, 10 - hits),
+            "false_alarms": (dims, hits * 0),
+            "pixels": (dims[:-1], hits[..., 0] * 0 + 100),
+        },
+        {
+            "init_time": init_times,
+            "forecaster": pd.Index(list(csi_of), dtype=object),
+            "lead_time": pd.timedelta_range("5min", periods=2, freq="5min"),
+            "region": ["domain"],
+            "threshold": [0.5],
+            "model": ("init_time", ["rain/v9"] * len(init_times)),
+        },
     )
-    row = xr.DataArray(np.arange(8), dims="y")
-    observed = zeros + (row < 6)
-    parts = [contingency(zeros + wet, observed, (5.0, 0.5)) for wet in (row < 4, row < 8)]
-    sums = xr.concat(parts, pd.Index(["net/1", "persistence"], name="forecaster", dtype=object))
-    save_sums(root, PRODUCT, sums)
-    skill = look(root, PRODUCT).skill
-    assert skill.threshold == 0.5
-    assert list(skill.values()) == [
-        (name, lead, pytest.approx(csi))
-        for name, csi in (("net/1", 4 / 6), ("persistence", 6 / 8))
-        for lead in leads
+
+
+def test_recent_skill_is_what_verification_wrote_and_a_champion_behind_is_a_limit(
+    root, grid, archive_of
+):
+    archive_of([0])
+    publish_by_hand(root, grid, at(0)[0], model="rain/v9", requested_model="rain/v9")
+    storage.write_json(storage.join(root, "models", "rain", "champion.json"), {"version": "v9"})
+    assert look(root, PRODUCT).skill is None
+    hours = pd.date_range(START - pd.Timedelta("15h"), periods=14, freq="1h")
+    write_scores(root, PRODUCT, [scored({"served": 4, "persistence": 2, "advection": 6}, hours)])
+    update_skill(root, PRODUCT, SkillSettings())
+    status = look(root, PRODUCT)
+    told = as_dict(status, [])["skill"]
+    assert told["forecasters"]["served"]["csi"] == {"5min": 0.4, "10min": 0.4}
+    assert told["forecasters"]["rain/v9"]["trust_horizon_seconds"] == 600
+    assert told["threshold_mm_h"] == 0.5
+    everything_else = WatchSettings(oldest_frame="9999D", oldest_forecast="9999D", most_gaps=999)
+    assert crossed(status, everything_else) == [
+        "the champion's skill has been under advection's for 13h; limit 12h"
     ]
-    told = as_dict(look(root, PRODUCT), [])["skill"]["csi"]
-    assert told["persistence"] == {"5min": 0.75, "10min": 0.75}
-    folder = storage.join(root, "scores", PRODUCT)
-    name = storage.read_json(f"{folder}/latest.json")["scores"]
-    storage.remove(f"{folder}/{name}")
-    assert look(root, PRODUCT).skill is None, "scores that were removed since are none"
+    longer = everything_else.model_copy(update={"longest_behind": dt.timedelta(hours=13)})
+    assert crossed(status, longer) == []
 
 
 LIMITS = {
