@@ -1,13 +1,13 @@
-"""What happened to a forecast, as events of the Prefect server for triggers and automations.
+"""What happened to a forecast or a model, as events of the Prefect server, for automations.
 
 An event is news, never a condition: none of these raises, and none waits for a server. They are
 put on a queue that a thread of Prefect's sends from; where there is no server to send to (a command
 on its own, with no `PREFECT_API_URL`) nothing is sent, for nobody would hear it.
 
-An event of a forecast is about the resource ``squall.forecast.{product}``, whose label `squall.backfill` tells
-forecasts of the newest frame ("false") from those made later ("true"): only the former show that
-the service is alive. One of a model is about ``squall.model.{name}``. What else is to be said is
-in the payload, flat.
+An event of a forecast is about the resource ``squall.forecast.{product}``, whose label
+`squall.backfill` tells forecasts of the newest frame ("false") from those made later ("true"): only
+the former show that the service is alive. One of a model is about ``squall.model.{name}``. What
+else is to be said is in the payload, flat.
 """
 
 import logging

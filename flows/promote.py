@@ -1,4 +1,4 @@
-"""The promotion flow: every challenger is judged by its scores, the newest that passes is crowned."""
+"""The promotion flow: challengers are judged by their scores, the newest that passes is crowned."""
 
 import contextlib
 import getpass
