@@ -11,11 +11,11 @@ frame it is forecast from, or that it forecasts, lies in the time that one of th
 (or the model that one was trained on from), whatever the archive: neighbouring radars see the same
 rain. It is left out for all opponents, so that every comparison is of the same weather.
 
-How strict that is: each interval errs towards a win in (1 − level) / 2 of the cases in which two
-forecasters are equal, 2.5 %, or a little more where there are few blocks. All comparisons have to
-hold at once, which can only lower that: the whole is conservative, and no correction for the number
-of comparisons is needed. It is no protection against trying often: of many challengers, or of one
-judged anew every day, one will pass by luck sooner or later.
+How strict that is: of two equal forecasters one wins a comparison by luck in (1 − level) / 2 of all
+cases, 2.5 %, about (tests simulate it). All comparisons have to hold at once, which can only be
+rarer: the whole is conservative, and needs no correction for how many there are. It is no
+protection against trying often: of many challengers, or of one that is judged anew every day, one
+will pass by luck sooner or later.
 """
 
 import math
@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped]
 
 from models.verdict import (
     LEAD_TIMES,
@@ -128,13 +128,14 @@ def compare(
     draws = _score(resampled(both, length, settings.samples), settings)
     difference = draws.sel(side="ours", drop=True) - draws.sel(side="theirs", drop=True)
     observed = (both["hits"] + both["misses"]).sel(side="ours", threshold=_thresholds(settings))
-    happened = block_sums(observed.to_dataset(name="event"), length)["event"] > 0
+    rain = block_sums(observed.to_dataset(name="event"), length)["event"]
     table = xr.Dataset(
         {
             **{side: score.sel(side=side, drop=True) for side in ("ours", "theirs")},
             "difference": difference,
             "forecasts": common.sum("init_time"),
-            "blocks": happened.sum("block"),
+            "blocks": (rain > 0).sum("block"),
+            "effective_blocks": rain.sum("block") ** 2 / (rain**2).sum("block"),
         }
     )
     return [
@@ -147,7 +148,8 @@ def compare(
 def _comparison(opponent: str, row: xr.Dataset, settings: PromotionSettings) -> Comparison:
     """One row of the table, and what it amounts to."""
     forecasts, blocks = int(row["forecasts"]), int(row["blocks"])
-    lower, upper = interval(row["difference"], expanded(settings.level, blocks)).values.tolist()
+    level = expanded(settings.level, float(row["effective_blocks"]))
+    lower, upper = interval(row["difference"], level).values.tolist()
     lower_is_better = settings.score in LOWER_IS_BETTER
     note = ""
     outcome: Outcome = "not proven"
@@ -174,15 +176,17 @@ def _comparison(opponent: str, row: xr.Dataset, settings: PromotionSettings) -> 
     )
 
 
-def expanded(level: float, blocks: int) -> float:
+def expanded(level: float, blocks: float) -> float:
     """The level at which a percentile interval of few blocks covers as often as `level` says.
 
     As Student's interval is wider than the normal one: α'/2 = Φ(−√(n / (n − 1)) t), where t is the
     quantile 1 − α/2 of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015, "What
-    teachers should know about the bootstrap", the expanded percentile interval).
+    teachers should know about the bootstrap", the expanded percentile interval). n is the effective
+    number of blocks, (Σ w)² / Σ w² of the rain w in each (Kish 1965): where nearly all of it fell
+    in one, ten say little more than one does.
     """
-    if blocks < 2:
-        return level
+    if not blocks > 1:
+        return 1.0
     student = stats.t.ppf((1 + level) / 2, blocks - 1)
     return float(1 - 2 * stats.norm.cdf(-math.sqrt(blocks / (blocks - 1)) * student))
 

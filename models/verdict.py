@@ -98,7 +98,7 @@ class Comparison:
 
     def __str__(self) -> str:
         event = "" if self.threshold_mm_h is None else f", ≥ {self.threshold_mm_h:g} mm/h"
-        what = self.note or f"{self.lower:+.3f} to {self.upper:+.3f}"
+        what = self.note or f"{self.outcome}, {self.lower:+.3f} to {self.upper:+.3f}"
         return f"{self.opponent} at {format_duration(self.lead_time)}{event}: {what}"
 
 
