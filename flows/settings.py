@@ -22,6 +22,7 @@ from flows.layers import (
 from models.nowcasting import NowcastSettings
 from models.training import TrainSettings
 from models.tune import TuneSettings
+from models.verdict import PromotionSettings
 from models.verification import VerifySettings
 from pipelines.ingest import IngestSettings
 from pipelines.retention import RetentionSettings
@@ -36,6 +37,7 @@ class Settings(Place):
     tune: TuneSettings = TuneSettings()
     nowcast: NowcastSettings = NowcastSettings()
     verify: VerifySettings = VerifySettings()
+    promote: PromotionSettings = PromotionSettings()
     watch: WatchSettings = WatchSettings()
     retention: RetentionSettings = RetentionSettings()
 

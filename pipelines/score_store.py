@@ -128,24 +128,6 @@ def open_scores(
     return from_rows(pd.concat(found, ignore_index=True))
 
 
-def of_forecaster(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
-    """A forecaster's sums on the init_times that it forecast, without the dimension forecaster.
-
-    Of a model also what it served: a forecast is a model's own whether readers had it or not.
-    """
-    names = sums["forecaster"].values
-    other = [dim for dim in sums["pixels"].dims if dim not in ("init_time", "forecaster")]
-    own = sums.isel(forecaster=0, drop=True) * 0.0
-    if forecaster in names:
-        own = sums.sel(forecaster=forecaster, drop=True)
-    if SERVED in names and "model" in sums.coords and forecaster != SERVED:
-        lacking = own["pixels"].sum(other) == 0
-        served = sums.sel(forecaster=SERVED, drop=True)
-        own = served.where(lacking & (sums["model"] == forecaster), own)
-    there = own["pixels"].sum(other) > 0
-    return own.isel(init_time=np.flatnonzero(there))
-
-
 @dataclass(frozen=True)
 class Total:
     """The sums (forecaster, lead_time, region, …) of a period, all forecasts together.
@@ -185,6 +167,22 @@ def _no_scores(root: str, product: str) -> NotFoundError:
         expected="at least one verified forecast",
         remedy="run `squall verify`, or name another period",
     )
+
+
+def of_forecaster(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
+    """The sums of one forecaster, without that dimension: of its own rows, and of what it served.
+
+    0 where it has none. What was served counts where `model` says that this one made it.
+    """
+    known = sums["forecaster"].values
+    own = (
+        sums.sel(forecaster=forecaster, drop=True)
+        if forecaster in known
+        else xr.zeros_like(sums.isel(forecaster=0, drop=True))
+    )
+    if SERVED not in known or "model" not in sums.coords:
+        return own
+    return own.where(sums["model"] != forecaster, sums.sel(forecaster=SERVED, drop=True))
 
 
 def write_scores(root: str, product: str, parts: Iterable[xr.Dataset]) -> list[str]:

@@ -116,7 +116,7 @@ def recent_skill(sums: xr.Dataset, settings: SkillSettings) -> RecentSkill:
     times = pd.DatetimeIndex(sums["init_time"].values)
     named = {str(name) for name in sums["forecaster"].values}
     served_by = set(map(str, sums["model"].values)) if "model" in sums.coords else set()
-    of = {name: of_forecaster(sums, name) for name in sorted((named | served_by) - {""})}
+    of = {name: _made_by(sums, name) for name in sorted((named | served_by) - {""})}
     leads = pd.TimedeltaIndex(sums["lead_time"].values)
     return RecentSkill(
         made=time_text(now()),
@@ -126,6 +126,12 @@ def recent_skill(sums: xr.Dataset, settings: SkillSettings) -> RecentSkill:
         lead_seconds=tuple(leads.total_seconds()),
         forecasters={name: _skill(own, of, name, settings) for name, own in of.items()},
     )
+
+
+def _made_by(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
+    """A forecaster's own sums, of the init_times that it forecast."""
+    own = of_forecaster(sums, forecaster)
+    return own.isel(init_time=(own["pixels"] > 0).any("lead_time").values)
 
 
 def _skill(

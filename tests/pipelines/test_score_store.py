@@ -12,6 +12,7 @@ import xarray as xr
 from pipelines import score_store
 from pipelines.errors import NotFoundError
 from pipelines.score_store import (
+    of_forecaster,
     open_scores,
     prune_scores,
     read_rows,
@@ -118,6 +119,27 @@ def test_a_period_and_columns(tmp_path):
     few = read_rows(root, "knmi", columns=["init_time", "model"])
     assert list(few.columns) == ["init_time", "model"]
     assert read_rows(root, "fmi").empty
+
+
+def test_a_forecaster_is_its_own_rows_and_what_it_served(tmp_path):
+    names = ("served", "net/1", "persistence")
+    parts = [part(k, names).assign_coords(model=("init_time", [f"net/{k}"])) for k in range(3)]
+    sums = xr.concat(parts, "init_time")
+    found = of_forecaster(sums, "net/1")
+    assert "forecaster" not in found.dims
+    for k, name in enumerate(["net/1", "served", "net/1"]):
+        wanted = sums.isel(init_time=k).sel(forecaster=name, drop=True)
+        xr.testing.assert_equal(found.isel(init_time=k), wanted)
+    of_another = of_forecaster(sums, "net/2")
+    assert (of_another["pixels"].isel(init_time=[0, 1]) == 0).all()
+    xr.testing.assert_equal(
+        of_another.isel(init_time=2), sums.isel(init_time=2).sel(forecaster="served", drop=True)
+    )
+    assert (of_forecaster(sums, "net/9")["pixels"] == 0).all()
+    alone = sums.sel(forecaster=["persistence"])
+    xr.testing.assert_equal(
+        of_forecaster(alone, "persistence"), alone.isel(forecaster=0, drop=True)
+    )
 
 
 def test_no_scores_is_said_so(tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines import storage
-from pipelines.score_store import folder_url, of_forecaster, write_scores
+from pipelines.score_store import folder_url, write_scores
 from pipelines.skill import (
     FILE,
     SkillSettings,
@@ -110,11 +110,9 @@ def test_a_models_skill_is_of_what_it_served_and_of_its_shadows():
         {"served": [[8, 8, 8], [2, 2, 2], [8, 8, 8]], "net/1": [None, [7, 7, 7], None]},
         served_by=["net/1", "advection", "net/1"],
     )
-    own = of_forecaster(of, "net/1")
-    assert own["hits"].squeeze().isel(lead_time=0).values.tolist() == [8, 7, 8]
-    assert of_forecaster(of, "advection").sizes["init_time"] == 1
-    assert of_forecaster(of, "nobody").sizes["init_time"] == 0
-    assert recent_skill(of, SETTINGS).forecasters["net/1"].csi == (round(23 / 30, 4),) * 3
+    skill = recent_skill(of, SETTINGS).forecasters
+    assert (skill["net/1"].forecasts, skill["advection"].forecasts) == (3, 1)
+    assert skill["net/1"].csi == (round(23 / 30, 4),) * 3
 
 
 def test_behind_advection_since_by_hand():
