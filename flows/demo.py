@@ -149,7 +149,8 @@ def arrivals(settings: Settings, files: list[FrameFile], progress: bool = False)
         service_of(settings) as service,
         bar(len(files), "replay", "file", shown=progress) as shown,
     ):
-        service = replace(service, since=min(file.valid_time for file in files))
+        since = min(file.valid_time for file in files)
+        service = replace(service, since=since, shadows=None)
         for done in replay_arrivals(service, files):
             report.outcomes += done.outcomes
             if done.trouble is not None:

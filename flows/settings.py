@@ -20,6 +20,7 @@ from flows.layers import (
     toml_settings,
 )
 from models.nowcasting import NowcastSettings
+from models.shadowing import ShadowSettings
 from models.training import TrainSettings
 from models.tune import TuneSettings
 from models.verdict import PromotionSettings
@@ -36,6 +37,7 @@ class Settings(Place):
     train: TrainSettings = TrainSettings()
     tune: TuneSettings = TuneSettings()
     nowcast: NowcastSettings = NowcastSettings()
+    shadow: ShadowSettings = ShadowSettings()
     verify: VerifySettings = VerifySettings()
     promote: PromotionSettings = PromotionSettings()
     watch: WatchSettings = WatchSettings()

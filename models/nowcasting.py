@@ -9,7 +9,7 @@ import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Literal
@@ -27,13 +27,13 @@ from models.past import Past, read_past
 from models.prediction import ServingSettings, serving_forecaster
 from models.registry import champion
 from pipelines.archive import Archive
-from pipelines.errors import TooFewFramesError
+from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
 from pipelines.skill import RecentSkill, skill_attributes
 from pipelines.times import Duration, format_duration, lead_times, now, time_text
-from pipelines.window import window
+from pipelines.window import Window, window
 
 log = logging.getLogger(__name__)
 
@@ -184,22 +184,12 @@ class Nowcaster:
         not even advection has enough frames.
         """
         leads = lead_times(archive.timestep, self.settings.lead_time)
-        attrs: dict[str, object] = {
-            "requested_model": self.requested,
-            "input_window": self.frames,
-            "inputs_sha256": window(archive, init_time, self.frames).digest,
-            "radar_age_seconds": (now("ms") - init_time).total_seconds(),
-            "backfill": int(backfill),
-            "seconds_ingest": round(seconds_ingest, 3),
-        }
+        inputs = window(archive, init_time, self.frames)
+        attrs = self._facts(inputs, backfill=backfill, seconds_ingest=seconds_ingest)
         reason = self._trouble or self._outdone()
         if self._forecaster is not None and not reason:
             try:
-                with _timed(attrs, "seconds_read"):
-                    past = read_past(archive, init_time, self.frames, self.settings.most_missing)
-                with _timed(attrs, "seconds_predict"):
-                    rain_rate = self._predict(self._forecaster, past, leads)
-                return self._dataset(rain_rate, past, self._forecaster, attrs)
+                return self._own(self._forecaster, archive, init_time, leads, attrs)
             except TooFewFramesError as error:
                 if self.settings.too_few == "refuse":
                     raise
@@ -215,6 +205,58 @@ class Nowcaster:
         with _timed(attrs, "seconds_predict"):
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
+
+    def alone(
+        self,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        only: Collection[pd.Timestamp],
+        budget: dt.timedelta,
+    ) -> xr.Dataset:
+        """The forecast of the forecaster that was asked for, with none in its stead, ready to
+        publish: of past frames `only` those of some times. Raises what goes wrong.
+        """
+        if self._forecaster is None or self._trouble:
+            raise SquallError(
+                f"{self.requested} cannot be used",
+                found=self._trouble,
+                expected="a model that loads, or a baseline",
+                remedy="`squall registry list` names models; `squall models` baselines",
+            )
+        leads = lead_times(archive.timestep, self.settings.lead_time)
+        inputs = window(archive, init_time, self.frames).only(only)
+        attrs = self._facts(inputs, backfill=False)
+        return self._own(self._forecaster, archive, init_time, leads, attrs, only, budget)
+
+    def _facts(
+        self, inputs: Window, *, backfill: bool, seconds_ingest: float = 0.0
+    ) -> dict[str, object]:
+        """What is known of a forecast before it is made."""
+        return {
+            "requested_model": self.requested,
+            "input_window": self.frames,
+            "inputs_sha256": inputs.digest,
+            "radar_age_seconds": (now("ms") - inputs.times[-1]).total_seconds(),
+            "backfill": int(backfill),
+            "seconds_ingest": round(seconds_ingest, 3),
+        }
+
+    def _own(
+        self,
+        forecaster: Forecaster | Isolated,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        leads: pd.TimedeltaIndex,
+        attrs: dict[str, object],
+        only: Collection[pd.Timestamp] | None = None,
+        budget: dt.timedelta | None = None,
+    ) -> xr.Dataset:
+        """The forecast of the forecaster that was asked for, timed."""
+        with _timed(attrs, "seconds_read"):
+            past = read_past(archive, init_time, self.frames, self.settings.most_missing, only=only)
+        with _timed(attrs, "seconds_predict"):
+            rain_rate = self._predict(forecaster, past, leads, budget)
+        return self._dataset(rain_rate, past, forecaster, attrs)
 
     def _outdone(self) -> str:
         """Why the model does not serve though it could: advection has been better; "" if not.
@@ -240,11 +282,16 @@ class Nowcaster:
         return gone or isinstance(error, ForecasterLostError)
 
     def _predict(
-        self, forecaster: Forecaster | Isolated, past: Past, leads: pd.TimedeltaIndex
+        self,
+        forecaster: Forecaster | Isolated,
+        past: Past,
+        leads: pd.TimedeltaIndex,
+        budget: dt.timedelta | None,
     ) -> xr.DataArray:
         if isinstance(forecaster, Isolated):
             timestep = leads[0]
-            budget = min(pd.Timedelta(self.settings.time_budget), timestep / 2)
+            if budget is None:
+                budget = min(pd.Timedelta(self.settings.time_budget), timestep / 2)
             rain_rate = forecaster.predict(past.frames, leads, budget.total_seconds())
         else:
             rain_rate = forecaster.predict(past.frames, leads)

@@ -17,6 +17,7 @@ import pandas as pd
 
 from models.baselines import Advection
 from models.nowcasting import FALLBACK_MISSING, Nowcaster
+from models.shadowing import Shadows
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
 from pipelines.errors import (
@@ -71,6 +72,8 @@ class NowcastReport:
     """What became of every init_time of a round, in the order in which they were worked on."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    shadows: dict[str, int] = field(default_factory=dict)
+    """How many shadow forecasts were made, failed, or had no time."""
 
     @property
     def published(self) -> list[str]:
@@ -98,6 +101,9 @@ class NowcastReport:
             told += [] if one.quality == "good" else [one.quality]
             told += [one.fallback_reason] if one.fallback_reason else []
             lines.append(f"- {storage.display(one.url)}" + "".join(f", {word}" for word in told))
+        if self.shadows:
+            counts = ", ".join(f"{count} {what}" for what, count in sorted(self.shadows.items()))
+            lines.append(f"- in shadow: {counts}")
         return "\n".join(lines)
 
 
@@ -144,6 +150,8 @@ class Service:
     """The init_times that nothing could be published for, and the digest of what was there."""
     since: pd.Timestamp | None = None
     """Frames before this are history: never forecast from by themselves."""
+    shadows: Shadows | None = None
+    """Who forecasts beside, in shadow; None: nobody."""
 
     @property
     def archive_url(self) -> str:
@@ -185,6 +193,8 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
         yield from _forecast_pending(service, seconds)
         arrivals.take_in(older)
         sweep(folder_url(service.root, service.product))
+        if service.shadows is not None:
+            _follow(service)
     elif arrivals.trouble is None:
         Archive(service.archive_url)  # an error that says so
     arrivals.settle()
@@ -238,6 +248,9 @@ def forecast_period(
     archive = Archive(service.archive_url)
     for init_time in archive.usable_times(start, end):
         yield _forecast(service, archive, init_time, backfill=True)
+        if service.shadows is not None:
+            place = service.root, service.product, archive
+            service.shadows.follow(*place, [init_time], hurried=False)
 
 
 def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outcome]:
@@ -263,6 +276,16 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
             service.refused[init_time] = digest
         yield outcome
     refresh_latest(service.root, service.product)
+
+
+def _follow(service: Service) -> None:
+    """Shadow forecasts beside what was served of late, the newest first, while time is left."""
+    assert service.shadows is not None
+    archive = Archive(service.archive_url)
+    times = archive.usable_times(service.since)
+    if len(times):
+        recent = times[times > times[-1] - max(service.catch_up, archive.timestep)]
+        service.shadows.follow(service.root, service.product, archive, recent[::-1])
 
 
 def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:

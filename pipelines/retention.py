@@ -34,6 +34,7 @@ from pipelines.progress import bar
 from pipelines.publishing import mark_superseded
 from pipelines.score_store import prune_scores
 from pipelines.section import Section
+from pipelines.shadows import shadow_forecasters, shadow_root
 from pipelines.times import Duration, now, time_text, utc
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,12 @@ class RetentionSettings(Section):
         gt=dt.timedelta(0),
         description="Remove a day's scores when it is so much older than the newest scores; null: "
         "never. Forecasts older than that are not verified either.",
+    )
+    shadows: Duration = Field(
+        dt.timedelta(days=7),
+        gt=dt.timedelta(0),
+        description="Remove a day's shadow forecasts when all are older than this: their scores "
+        "stay.",
     )
     grace: Duration = Field(
         GRACE,
@@ -125,6 +132,10 @@ def retain(
     moment = now()
     keep_from = moment - settings.keep if settings.keep else None
     pruning = prune_forecasts(root, product, keep_from, grace=settings.grace)
+    for name in shadow_forecasters(root):
+        place = shadow_root(root, name)
+        if storage.exists(folder_url(place, product)):
+            prune_forecasts(place, product, moment - settings.shadows, grace=settings.grace)
     compaction = compact_days(
         root, product, moment - settings.compact_after, grace=settings.grace, progress=progress
     )
