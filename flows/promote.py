@@ -35,7 +35,8 @@ class PromoteReport:
     promoted: str | None
 
     def __str__(self) -> str:
-        judged = f"{len(self.verdicts)} challengers judged"
+        count = len(self.verdicts)
+        judged = f"{count} challenger{'s' if count != 1 else ''} judged"
         if self.promoted:
             return f"{judged}; {self.promoted} is the champion now"
         return f"{judged}, none promoted; champion: {self.champion or 'none'}"
