@@ -115,7 +115,8 @@ def metric_families(status: ServiceStatus, lines: list[str]) -> Iterator[Metric]
     if status.skill is not None:
         csi = GaugeMetricFamily(
             "squall_csi",
-            "Critical success index of the last verification, at its lowest threshold.",
+            "Critical success index at the lowest threshold, of the day up to the newest verified "
+            "forecast.",
             labels=["product", "forecaster", "threshold_mm_h", "lead_time_seconds"],
         )
         for name, lead, value in status.skill.values():
