@@ -80,6 +80,7 @@ def _draw(axis: Axes, title: str, score: xr.DataArray, top: float | None) -> Non
     axis.set_xlabel("lead time (min)", fontsize=8)
     axis.tick_params(labelsize=8)
     axis.grid(alpha=0.3)
+    axis.set_xlim(0, 1.03 * max(minutes))
     axis.set_ylim(0, top)
     if not np.isfinite(score.values).any():
         axis.text(0.5, 0.5, "no cases", ha="center", transform=axis.transAxes)

@@ -196,6 +196,7 @@ def test_baselines_whose_shadow_is_gone_are_made_again_when_settings_change(worl
     world.publish(3, shadow="persistence")
     world.score()
     storage.remove(storage.join(world.root, "shadows"))
+    assert world.slots() == []
     assert world.slots(rules="others") == [3]
 
 
