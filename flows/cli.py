@@ -209,7 +209,9 @@ def nowcast(
 
 
 @app.command
-def verify(*, partial: bool | None = None, common: Common | None = None) -> None:
+def verify(
+    *, partial: bool | None = None, report: str | None = None, common: Common | None = None
+) -> None:
     """Score the forecasts that were served against what was observed, beside the baselines.
 
     Each once the frame of its last lead time has come, and again only if something changed.
@@ -219,15 +221,23 @@ def verify(*, partial: bool | None = None, common: Common | None = None) -> None
     Parameters
     ----------
     partial: Score forecasts of which only some lead times have come as well.
+    report: Write a page with all scores, intervals, maps and latency there: report.html.
     """
     from flows.report import print_verification
     from flows.verify import verify as flow
 
     settings = settings_of(common, verify={"partial": partial})
-    report = flow(
+    verified = flow(
         root=settings.root, product=settings.product, verify=settings.verify, progress=True
     )
-    print_verification(report)
+    print_verification(verified)
+    if report is not None:
+        from flows.verification_report import verification_page
+        from pipelines.storage import display, normalise, write_bytes
+
+        url = normalise(report)
+        write_bytes(url, verification_page(settings, verified).encode())
+        print(f"report: {display(url)}")
 
 
 @app.command
