@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError
 
 from flows.archive_commands import app as archive_app
 from flows.export_command import export
-from flows.forecast_commands import prune
+from flows.forecast_commands import calibrate, prune
 from flows.options import Common, overrides_of, settings_of
 from flows.registry_commands import app as registry_app
 from flows.replay_command import replay
@@ -41,7 +41,7 @@ them with their values and origins.
 app = App(name="squall", help=HELP, help_format="plaintext", version_flags=["--version"])
 app.command(archive_app)
 app.command(registry_app)
-for command in (train, tune, moving_mnist, replay, export, prune, status, latency):
+for command in (train, tune, moving_mnist, replay, export, calibrate, prune, status, latency):
     app.command(command)
 
 

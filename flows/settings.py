@@ -25,6 +25,7 @@ from models.training import TrainSettings
 from models.tune import TuneSettings
 from models.verdict import PromotionSettings
 from models.verification import VerifySettings
+from pipelines.calibration import CalibrateSettings
 from pipelines.ingest import IngestSettings
 from pipelines.retention import RetentionSettings
 from pipelines.watch import WatchSettings
@@ -39,6 +40,7 @@ class Settings(Place):
     nowcast: NowcastSettings = NowcastSettings()
     shadow: ShadowSettings = ShadowSettings()
     verify: VerifySettings = VerifySettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
     promote: PromotionSettings = PromotionSettings()
     watch: WatchSettings = WatchSettings()
     retention: RetentionSettings = RetentionSettings()

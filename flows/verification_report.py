@@ -13,6 +13,7 @@ from flows.settings import Settings
 from flows.verify import VerifyReport
 from pipelines.archive import Archive, archive_url
 from pipelines.bootstrap import block_sums, interval, resampled
+from pipelines.calibration import read_calibration
 from pipelines.compare import DOMAIN, FRACTION_DIMS, PIXEL_DIMS
 from pipelines.errors import NotFoundError
 from pipelines.forecasts import FIRST, ensemble_mean, open_forecast
@@ -26,6 +27,7 @@ from pipelines.shadows import shadow_root
 from pipelines.skill import PERSISTENCE, read_skill
 from pipelines.times import format_duration, now, time_text
 from pipelines.verification_pictures import (
+    calibration_picture,
     lines_picture,
     ranks_picture,
     reliability_picture,
@@ -81,6 +83,7 @@ def verification_page(settings: Settings, report: VerifyReport) -> str:
         _verdict(root, product),
         *_skill(rows, settings),
         *_whole(report.sums),
+        _calibration(root, product),
         *_regions(report.sums),
         *_examples(root, product, rows),
         *_operation(root, product, rows),
@@ -248,6 +251,29 @@ def _whole(sums: xr.Dataset) -> Iterator[str]:
         )
         picture = ranks_picture(of_all["ranks"], one["spread"], one["skill"])
         yield _figure(picture, "rank histogram; spread and skill")
+
+
+def _calibration(root: str, product: str) -> str:
+    """Reliability before and after the calibration that is applied."""
+    calibration = read_calibration(root, product)
+    if calibration is None:
+        return ""
+    lines = [
+        (
+            f"≥ {one.threshold_mm_h:g} mm/h",
+            f"{one.brier_before:.4f}",
+            f"{one.brier_after:.4f}",
+            f"{one.change_interval[0]:+.4f} to {one.change_interval[1]:+.4f}",
+        )
+        for one in calibration.reliability
+    ]
+    return (
+        f"<h2>Calibration of {_text(calibration.forecaster)}</h2>"
+        f"<p>{_text(calibration.version)}, fitted on {calibration.forecasts} forecasts from "
+        f"{calibration.since} to {calibration.until}; here on events that the fit had not seen.</p>"
+        + _figure(calibration_picture(calibration.reliability), "reliability before and after")
+        + _table(("threshold", "Brier before", "after", "change, 95 %"), lines)
+    )
 
 
 def _regions(sums: xr.Dataset) -> Iterator[str]:

@@ -27,6 +27,7 @@ from models.past import Past, read_past
 from models.prediction import ServingSettings, serving_forecaster
 from models.registry import champion
 from pipelines.archive import Archive
+from pipelines.calibration import Calibration
 from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
@@ -114,15 +115,19 @@ class Nowcaster:
         self._forecaster: Forecaster | Isolated | None = None
         self.requested, self.frames = model, self._fallback.past_frames
         self._skill: RecentSkill | None = None
+        self._calibration: Calibration | None = None
         self.begin()
 
-    def begin(self, skill: RecentSkill | None = None) -> None:
+    def begin(
+        self, skill: RecentSkill | None = None, calibration: Calibration | None = None
+    ) -> None:
         """Before a round of nowcasts: take today's champion, and try again what was in trouble.
 
         `skill` is what verification says of forecasters lately: forecasts carry it, and a model
-        that has been worse than advection for too long does not serve.
+        that has been worse than advection for too long does not serve. `calibration` corrects the
+        probabilities of the forecaster it is for.
         """
-        self._trouble, self._skill = "", skill
+        self._trouble, self._skill, self._calibration = "", skill, calibration
         try:
             wanted = pinned(self._root, self._model)
             if self._forecaster is None or wanted != self.requested:
@@ -331,7 +336,9 @@ class Nowcaster:
         if rain_rate.nbytes > LARGE_BYTES:
             rain_rate = rain_rate.chunk(lead_time=1)
         with _timed(attrs, "seconds_products"):
-            forecast = with_products(forecast_dataset(rain_rate, {}), self.settings.products)
+            known = self._calibration
+            own = known if known is not None and known.forecaster == about.name else None
+            forecast = with_products(forecast_dataset(rain_rate, {}), self.settings.products, own)
         return forecast.assign_attrs(attrs)
 
 

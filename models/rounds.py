@@ -20,6 +20,7 @@ from models.nowcasting import FALLBACK_MISSING, Nowcaster
 from models.shadowing import Shadows
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
+from pipelines.calibration import read_calibration
 from pipelines.errors import (
     ExistsError,
     GridMismatchError,
@@ -158,6 +159,11 @@ class Service:
         """Where the product's archive is."""
         return archive_url(self.root, self.product)
 
+    def begin(self) -> None:
+        """Before a round: what is known by now goes to who forecasts."""
+        place = self.root, self.product
+        self.nowcaster.begin(read_skill(*place), read_calibration(*place))
+
     @property
     def catch_up(self) -> pd.Timedelta:
         """How far back a gap is filled."""
@@ -183,7 +189,7 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
     half a timestep (the next round goes on), older files last. What hinders the taking in does not
     hinder forecasts of what is there; it is raised when they are made.
     """
-    service.nowcaster.begin(read_skill(service.root, service.product))
+    service.begin()
     arrivals = _Arrivals(service)
     began = time.perf_counter()
     recent, older = arrivals.split(files)
@@ -244,7 +250,7 @@ def forecast_period(
     service: Service, start: pd.Timestamp | None, end: pd.Timestamp | None
 ) -> Iterator[Outcome]:
     """Forecast from every frame of a period, the oldest first; those that are there stay."""
-    service.nowcaster.begin(read_skill(service.root, service.product))
+    service.begin()
     archive = Archive(service.archive_url)
     for init_time in archive.usable_times(start, end):
         yield _forecast(service, archive, init_time, backfill=True)

@@ -1,7 +1,7 @@
 """The pictures of a verification report, as SVG: scores and intervals, spectra, ensembles."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from pipelines.calibration import Reliability
 from pipelines.score_store import SERVED
 
 COLUMNS = 3
@@ -88,6 +89,24 @@ def reliability_picture(values: xr.Dataset) -> str:
         axis.set_ylim(0, 1)
         some = bool(one["observed_frequency"].notnull().any())
         _label(axis, f"≥ {threshold:g} mm/h", "forecast probability", some)
+    return _svg(figure)
+
+
+def calibration_picture(reliability: Sequence[Reliability]) -> str:
+    """Observed frequency by probability, before and after, a panel for each threshold."""
+    figure, axes = _panels(len(reliability))
+    for axis, one in zip(axes, reliability, strict=False):
+        axis.plot([0, 1], [0, 1], color="grey", linewidth=0.6)
+        some = np.array(one.cases) > 0
+        for label, probability, style in (
+            ("before", one.before, "o--"),
+            ("after", one.after, "o-"),
+        ):
+            axis.plot(
+                np.array(probability)[some], np.array(one.frequency)[some], style, label=label
+            )
+        _label(axis, f"≥ {one.threshold_mm_h:g} mm/h", "forecast probability", bool(some.any()))
+    _legend(figure, axes)
     return _svg(figure)
 
 
