@@ -49,7 +49,7 @@ def evidence(root: str, product: str, settings: PromotionSettings) -> xr.Dataset
         if rows.empty:
             break
         sums = [name for name in rows if rows[name].dtype.kind == "f"]
-        others = [name for name in sums if name.partition("[")[0] not in COMPARED]
+        others = [name for name in sums if str(name).partition("[")[0] not in COMPARED]
         rows = rows[rows["lead_time"].isin(leads)]
         parts.append(rows if settings.score == "crps" else rows.drop(columns=others))
     found = [part for part in parts if not part.empty]
