@@ -97,7 +97,8 @@ def promote(
             show_verdict(verdict, as_markdown=markdown)
         return 0 if any(verdict.passed for verdict, _ in judged) else 1
     if model is None:
-        report = flow(root=root, product=product, promote=settings.promote)
+        name = served_name(settings)
+        report = flow(root=root, product=product, model=name, promote=settings.promote)
         for verdict in report.verdicts:
             show_verdict(verdict, as_markdown=markdown)
         print(report)
@@ -111,7 +112,7 @@ def promote(
     show_verdict(verdict, as_markdown=markdown)
     if dry_run:
         return 0 if verdict.passed else 1
-    crown_and_tell(root, product, verdict, history, forced_because=why)
+    crown_and_tell(root, product, verdict, history, forced_because=why if force else None)
     print(f"champion: {model}")
     return 0
 
@@ -129,7 +130,7 @@ def _check_words(
             expected="NAME/VERSION, or --auto",
             remedy="choose one that `squall registry list` names",
         )
-    if force != bool(why and why.strip()):
+    if force != (why is not None) or (why is not None and not why.strip()):
         raise SquallError(
             "--force and --why go together",
             found="--force without a reason" if force else "a reason without --force",

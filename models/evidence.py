@@ -17,8 +17,11 @@ from pipelines import score_store
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.times import format_duration, utc
 
-NOT_COMPARED = ("wavelength", "probability", "rank")
-"""Columns by one of these are not read: no promotion depends on them, and they are many."""
+COMPARED = (
+    *("hits", "misses", "false_alarms", "correct_negatives"),
+    *("squared_error", "absolute_error", "pixels", "fraction_error", "fraction_reference"),
+)
+"""The sums that are read; for crps all: those of ensembles are many, and make sense together."""
 
 MORE_EVIDENCE = (
     "forecast a past period, challengers in shadow (`squall nowcast --since TIME --until TIME`), "
@@ -45,8 +48,10 @@ def evidence(root: str, product: str, settings: PromotionSettings) -> xr.Dataset
         rows = rows[(rows["init_time"] >= since) & (rows["region"] == "domain")]
         if rows.empty:
             break
-        columns = [c for c in rows.columns if not any(f"{n}=" in c for n in NOT_COMPARED)]
-        parts.append(rows.loc[rows["lead_time"].isin(leads), columns])
+        sums = [name for name in rows if rows[name].dtype.kind == "f"]
+        others = [name for name in sums if str(name).partition("[")[0] not in COMPARED]
+        rows = rows[rows["lead_time"].isin(leads)]
+        parts.append(rows if settings.score == "crps" else rows.drop(columns=others))
     found = [part for part in parts if not part.empty]
     if not found:
         raise NotFoundError(

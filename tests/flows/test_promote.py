@@ -16,7 +16,7 @@ from models.verdict import PromotionSettings
 from pipelines.score_store import write_scores
 from tests.models.verified import hourly, verified, wobble
 
-from .conftest import Prefect
+from .conftest import Prefect, wait_for
 
 NETWORK = TrainSettings(network=NetworkSettings(hidden_channels=(2,), patch_size=4))
 TIMES = hourly(6)
@@ -85,6 +85,7 @@ def test_the_newest_that_passes_becomes_the_champion_and_the_table_an_artifact(
 ):
     root, versions = made
     words = ("--auto", "--root", root, "--product", "town", "--set", "promote.samples=200")
+    words += ("--set", "nowcast.model=town")
     run = prefect.run("squall", "registry", "promote", *words, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert f"3 challengers judged; {versions[2]} is the champion now" in run.stdout
@@ -97,7 +98,7 @@ def test_the_newest_that_passes_becomes_the_champion_and_the_table_an_artifact(
     for version in versions[1:]:
         assert f"**{version} against {versions[0]}, by csi**" in text
     told = {"filter": {"event": {"name": ["squall.model.promoted"]}}}
-    (event,) = prefect.api("/events/filter", told)["events"]
+    (event,) = wait_for(lambda: prefect.api("/events/filter", told)["events"])
     assert event["resource"]["prefect.resource.id"] == "squall.model.town"
     assert event["payload"]["model"] == versions[2]
 

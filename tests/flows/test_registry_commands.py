@@ -165,6 +165,7 @@ def test_rollback_goes_back_to_the_champion_before(registry, made):
         (["promote", "net/x", "--force"], "--force without a reason"),
         (["promote", "net/x", "--force", "--why", " "], "--force without a reason"),
         (["promote", "net/x", "--why", "because"], "a reason without --force"),
+        (["promote", "net/x", "--why", " "], "a reason without --force"),
         (["promote", "--auto", "--force", "--why", "so"], "--force is for one version"),
         (["promote", "net/x"], "no version 'x' of model 'net'"),
         (["rollback", "other"], "no trained model called 'other'"),

@@ -183,10 +183,12 @@ def test_challengers_are_newer_than_the_champion_and_come_newest_first(root):
 
 
 def test_evidence_holds_no_more_than_is_compared(root):
-    """Columns of spectra and histograms are many, and not read."""
+    """Columns of spectra and histograms are many, and read only where an ensemble is judged."""
     scored(root, {"net/1": 0.5}, times=TIMES[:3])
     sums = open_scores(root, "town")
     power = xr.DataArray(np.ones((3, 2)), {"wavelength": [4.0, 8.0]}, ("init_time", "wavelength"))
     write_scores(root, "town", [sums.assign(power=power * xr.ones_like(sums["pixels"]))])
     assert "power" in open_scores(root, "town")
     assert "power" not in evidence(root, "town", SETTINGS)
+    crps = SETTINGS.model_copy(update={"score": "crps"})
+    assert "power" in evidence(root, "town", crps)
