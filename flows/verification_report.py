@@ -1,14 +1,14 @@
 """`squall verify --report`: one page, with everything in it, of how good the forecasts were."""
 
 import base64
-import html
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from flows.page import STYLE, figure, numbers, table, text
 from flows.settings import Settings
 from flows.verify import VerifyReport
 from pipelines.archive import Archive, archive_url
@@ -24,7 +24,7 @@ from pipelines.score_pictures import served_first
 from pipelines.score_store import SERVED, open_scores
 from pipelines.scores import scores
 from pipelines.shadows import shadow_root
-from pipelines.skill import PERSISTENCE, read_skill
+from pipelines.skill import read_skill
 from pipelines.times import format_duration, now, time_text
 from pipelines.verification_pictures import (
     calibration_picture,
@@ -37,17 +37,6 @@ from pipelines.verification_pictures import (
 FEW_BLOCKS = 10
 """With fewer events an interval means little."""
 SHOWN_LEADS = 4
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  background: #fff; color: #111 }
-table { border-collapse: collapse; margin: .5rem 0; font-size: .85rem }
-td, th { padding: .15rem .6rem; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child, td.text { text-align: left }
-svg, img { max-width: 100%; height: auto; background: #fff }
-.warn { border-left: 4px solid #d9822b; padding-left: .8rem }
-details { margin: .5rem 0 }
-@media print { details { display: none } }
-"""
 SECTIONS = (
     ("CSI", "csi", 1.0),
     ("Frequency bias", "bias", 1.0),
@@ -78,10 +67,13 @@ def verification_page(settings: Settings, report: VerifyReport) -> str:
     times = pd.DatetimeIndex(rows["init_time"].values)
     if since is not None:
         rows = rows.isel(init_time=times >= times[-1] - pd.Timedelta(since))
+    domain = rows.sel(region=DOMAIN, drop=True)
+    everyone = (domain["pixels"].sum("lead_time") > 0).all("forecaster")
+    common = domain.isel(init_time=everyone.values) if everyone.any() else domain
     parts = [
         _head(settings, report, rows),
-        _verdict(root, product),
-        *_skill(rows, settings),
+        _verdict(root, product, common, settings.verify.skill.threshold_mm_h),
+        *_skill(common, settings),
         *_whole(report.sums),
         _calibration(root, product),
         *_regions(report.sums),
@@ -91,8 +83,8 @@ def verification_page(settings: Settings, report: VerifyReport) -> str:
     ]
     title = f"Verification of {product}"
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{_text(title)}</title>'
-        f"<style>{STYLE}</style><h1>{_text(title)}</h1>{''.join(parts)}</html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{text(title)}</title>'
+        f"<style>{STYLE}</style><h1>{text(title)}</h1>{''.join(parts)}</html>\n"
     )
 
 
@@ -115,48 +107,41 @@ def _head(settings: Settings, report: VerifyReport, rows: xr.Dataset) -> str:
         "not observed, or not forecast by all",
         "made": f"{time_text(now())} by squall {version('squall')}",
     }
-    return _table(("", ""), facts.items())
+    return table(("", ""), facts.items())
 
 
-def _verdict(root: str, product: str) -> str:
+def _verdict(root: str, product: str, common: xr.Dataset, threshold: float) -> str:
     """How far ahead to trust it, and against whom it wins and loses, in sentences."""
     skill = read_skill(root, product)
     served = skill.forecasters.get(SERVED) if skill else None
     if skill is None or served is None or served.trust_horizon_seconds is None:
         return "<h2>In short</h2><p>There was too little rain, or too few forecasts, to say.</p>"
     event = f"rain of {skill.threshold_mm_h:g} mm/h or more"
-    horizon = format_duration(pd.Timedelta(seconds=served.trust_horizon_seconds))
-    bounds = [
-        format_duration(pd.Timedelta(seconds=s)) for s in served.trust_horizon_interval_seconds
-    ]
-    sure = (
-        f" (95 % interval {' to '.join(bounds)})"
-        if bounds
-        else "; of too few events for an interval"
+    horizon, *bounds = (
+        format_duration(pd.Timedelta(seconds=one))
+        for one in (served.trust_horizon_seconds, *served.trust_horizon_interval_seconds)
     )
+    sure = f" (95 % interval {' to '.join(bounds)})" if bounds else " (too few events to be sure)"
     said = [
         f"Forecasts of {event} beat persistence up to {horizon} ahead{sure}"
         + (", the last lead time there is." if served.trust_horizon_open else ".")
     ]
-    for name, other in skill.forecasters.items():
-        if name in (SERVED, PERSISTENCE):
-            continue
-        pairs = list(zip(skill.lead_seconds, served.csi, other.csi, strict=True))
-        known = [(lead, a, b) for lead, a, b in pairs if a is not None and b is not None]
-        won = [format_duration(pd.Timedelta(seconds=lead)) for lead, a, b in known if a > b]
-        lost = [format_duration(pd.Timedelta(seconds=lead)) for lead, a, b in known if a < b]
-        said.append(
-            f"Against {name} (its {other.forecasts} forecasts) CSI is higher at "
-            f"{', '.join(won) or 'no lead time'} and lower at {', '.join(lost) or 'none'}."
+    csi = scores(common.sum("init_time"))["csi"].sel(threshold=threshold, method="nearest")
+    own = csi.sel(forecaster=SERVED)
+    for name in (str(one) for one in csi["forecaster"].values if one != SERVED):
+        other = csi.sel(forecaster=name)
+        won, lost = (
+            ", ".join(format_duration(pd.Timedelta(one)) for one in csi["lead_time"].values[where])
+            for where in ((own > other).values, (own < other).values)
         )
-    return "<h2>In short</h2><p>" + " ".join(map(_text, said)) + "</p>"
+        said.append(
+            f"Against {name} CSI is higher at {won or 'no lead time'}, lower at {lost or 'none'}."
+        )
+    return "<h2>In short</h2><p>" + " ".join(map(text, said)) + "</p>"
 
 
-def _skill(rows: xr.Dataset, settings: Settings) -> Iterator[str]:
+def _skill(common: xr.Dataset, settings: Settings) -> Iterator[str]:
     """Scores by lead time with intervals, and how far apart they are."""
-    domain = rows.sel(region=DOMAIN, drop=True)
-    everyone = (domain["pixels"].sum("lead_time") > 0).all("forecaster")
-    common = domain.isel(init_time=everyone.values) if everyone.any() else domain
     block = settings.verify.skill.block
     blocks = block_sums(common, block).sizes["block"]
     values = served_first(scores(common.sum("init_time")))
@@ -178,10 +163,10 @@ def _skill(rows: xr.Dataset, settings: Settings) -> Iterator[str]:
     plain = [name for name in ("mae", "mse", "mean_error", "correlation", "ssim") if name in values]
     panels = {name: values[name] for name in plain}
     bands = {name: interval(draws[name]) for name in plain}
-    yield "<h3>Errors of rain rate, and likeness</h3>" + _figure(
+    yield "<h3>Errors of rain rate, and likeness</h3>" + figure(
         lines_picture(panels, bands, None), "errors and likeness by lead time"
     )
-    yield "".join(_numbers(panels.items()))
+    yield "".join(numbers(panels.items()))
     yield _differences(values, draws)
 
 
@@ -190,7 +175,7 @@ def _lines(score: xr.DataArray, draws: xr.DataArray, by: str, unit: str, perfect
     panels = {f"{label:g} {unit}": score.sel({by: label}) for label in score[by].values}
     bands = {f"{label:g} {unit}": interval(draws.sel({by: label})) for label in score[by].values}
     picture = lines_picture(panels, bands, perfect)
-    return _figure(picture, f"{score.name} by lead time") + "".join(_numbers(panels.items()))
+    return figure(picture, f"{score.name} by lead time") + "".join(numbers(panels.items()))
 
 
 def _differences(values: xr.Dataset, draws: xr.Dataset) -> str:
@@ -211,15 +196,15 @@ def _differences(values: xr.Dataset, draws: xr.Dataset) -> str:
                     low, high = interval(
                         drawn.sel(forecaster=SERVED) - drawn.sel(forecaster=other)
                     ).values
-                    text = "–" if np.isnan(gap) else f"{gap:+.3f} ({low:+.3f} to {high:+.3f})"
+                    told = "–" if np.isnan(gap) else f"{gap:+.3f} ({low:+.3f} to {high:+.3f})"
                     sure = low > 0 or high < 0
-                    cells.append(f"<b>{text}</b>" if sure else text)
+                    cells.append(f"<b>{told}</b>" if sure else told)
                 event = "" if threshold is None else f" ≥ {threshold:g} mm/h"
-                lines.append([_text(other), label + event, *cells])
+                lines.append([text(other), label + event, *cells])
     head = ("against", "score", *(f"+{format_duration(pd.Timedelta(one))}" for one in chosen))
     return (
         "<h3>Served less the others</h3><p>Bold where the interval excludes 0. More CSI is better, "
-        "more MAE worse.</p>" + _table(head, lines, raw=True)
+        "more MAE worse.</p>" + table(head, lines, raw=True)
     )
 
 
@@ -228,7 +213,7 @@ def _whole(sums: xr.Dataset) -> Iterator[str]:
     values = served_first(scores(sums))
     if "power_ratio" in values:
         yield "<h2>Blurring</h2><p>Power of forecast by observed; under 1 it is smoother.</p>"
-        yield _figure(spectra_picture(values["power_ratio"]), "power ratio by wavelength")
+        yield figure(spectra_picture(values["power_ratio"]), "power ratio by wavelength")
     if "crps" not in values:
         return
     for name in values["forecaster"].values:
@@ -236,13 +221,11 @@ def _whole(sums: xr.Dataset) -> Iterator[str]:
         if not one["crps"].notnull().any():
             continue
         of_all = scores(sums.sel(region=DOMAIN, forecaster=name).sum("lead_time"))
-        yield f"<h2>Ensemble: {_text(str(name))}</h2>"
-        yield "".join(
-            _numbers([("CRPS (mm/h)", one[["crps", "crps_fair"]].to_array("forecaster"))])
-        )
-        yield _figure(reliability_picture(of_all), "reliability by threshold")
+        yield f"<h2>Ensemble: {text(str(name))}</h2>"
+        yield "".join(numbers([("CRPS (mm/h)", one[["crps", "crps_fair"]].to_array("forecaster"))]))
+        yield figure(reliability_picture(of_all), "reliability by threshold")
         roc = of_all["roc_area"].to_series()
-        yield _table(
+        yield table(
             ("threshold, mm/h", "Brier score", "ROC area"),
             [
                 (f"{t:g}", f"{float(of_all['brier'].sel(threshold=t)):.4f}", f"{a:.3f}")
@@ -250,7 +233,7 @@ def _whole(sums: xr.Dataset) -> Iterator[str]:
             ],
         )
         picture = ranks_picture(of_all["ranks"], one["spread"], one["skill"])
-        yield _figure(picture, "rank histogram; spread and skill")
+        yield figure(picture, "rank histogram; spread and skill")
 
 
 def _calibration(root: str, product: str) -> str:
@@ -268,11 +251,11 @@ def _calibration(root: str, product: str) -> str:
         for one in calibration.reliability
     ]
     return (
-        f"<h2>Calibration of {_text(calibration.forecaster)}</h2>"
-        f"<p>{_text(calibration.version)}, fitted on {calibration.forecasts} forecasts from "
+        f"<h2>Calibration of {text(calibration.forecaster)}</h2>"
+        f"<p>{text(calibration.version)}, fitted on {calibration.forecasts} forecasts from "
         f"{calibration.since} to {calibration.until}; here on events that the fit had not seen.</p>"
-        + _figure(calibration_picture(calibration.reliability), "reliability before and after")
-        + _table(("threshold", "Brier before", "after", "change, 95 %"), lines)
+        + figure(calibration_picture(calibration.reliability), "reliability before and after")
+        + table(("threshold", "Brier before", "after", "change, 95 %"), lines)
     )
 
 
@@ -280,9 +263,9 @@ def _regions(sums: xr.Dataset) -> Iterator[str]:
     """CSI of what was served, by region, at the lowest threshold."""
     if sums.sizes["region"] < 2:
         return
-    csi = scores(sums.sel(forecaster=SERVED))["csi"].isel(threshold=0)
+    csi = scores(sums.sel(forecaster=SERVED, drop=True))["csi"].isel(threshold=0)
     yield f"<h2>Regions</h2><p>CSI ≥ {float(csi['threshold']):g} mm/h of what was served.</p>"
-    yield "".join(_numbers([("", csi.rename(region="forecaster"))], shut=False))
+    yield "".join(numbers([("", csi.rename(region="forecaster"))], shut=False))
 
 
 def _examples(root: str, product: str, rows: xr.Dataset) -> Iterator[str]:
@@ -352,7 +335,7 @@ def _operation(root: str, product: str, rows: xr.Dataset) -> Iterator[str]:
         yield "<p>No forecast of the period was made as its frame came: no latency.</p>"
         return
     lines = [(str(stage), *(f"{one:.2f}" for one in row)) for stage, row in quantiles.iterrows()]
-    yield _table(("seconds from frame to forecast", *quantiles.columns), lines)
+    yield table(("seconds from frame to forecast", *quantiles.columns), lines)
 
 
 def _method() -> str:
@@ -360,48 +343,5 @@ def _method() -> str:
         "<h2>How it was computed</h2><p>Only pixels count that were observed and that every "
         "forecaster forecast; missing is not dry. Sums are added up first and divided last, so "
         "the order of work changes nothing. Made by <code>squall verify --report</code>.</p>"
-        + _table(("score", "what it is", "source"), DEFINITIONS)
+        + table(("score", "what it is", "source"), DEFINITIONS)
     )
-
-
-# HTML --------------------------------------------------------------------------------------------
-
-
-def _figure(svg: str, alt: str) -> str:
-    return f'<figure role="img" aria-label="{_text(alt)}">{svg}</figure>'
-
-
-def _numbers(panels: Iterable[tuple[str, xr.DataArray]], shut: bool = True) -> Iterator[str]:
-    """Scores (forecaster, lead_time) as tables."""
-    for title, score in panels:
-        leads = [format_duration(pd.Timedelta(one)) for one in score["lead_time"].values]
-        lines = [
-            (
-                str(name),
-                *(
-                    "–" if np.isnan(one) else f"{one:.3f}"
-                    for one in score.sel(forecaster=name).transpose("lead_time").values
-                ),
-            )
-            for name in score["forecaster"].values
-        ]
-        table = _table(("", *leads), lines)
-        yield (
-            f"<details><summary>{_text(title)}: numbers</summary>{table}</details>"
-            if shut
-            else table
-        )
-
-
-def _table(head: Iterable[str], lines: Iterable[Iterable[str]], raw: bool = False) -> str:
-    """`raw` : cells are HTML already."""
-    told = "".join(f"<th>{_text(one)}</th>" for one in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{one if raw else _text(one)}</td>" for one in line) + "</tr>"
-        for line in lines
-    )
-    return f"<table><thead><tr>{told}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _text(value: str) -> str:
-    return html.escape(value)

@@ -48,6 +48,7 @@ def squall(tmp_path, monkeypatch, capfd):
     """The command, in this process and an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("flows.report.console._width", 200)
 
     def run(*words: str, **environment: str) -> Run:
         for name, value in environment.items():
