@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -435,6 +436,21 @@ def test_every_version_newer_than_the_champion_is_a_challenger(root, archive, tw
 
 
 @pytest.mark.slow
+def test_a_challenger_stays_loaded_from_round_to_round(root, archive, two_versions):
+    _, second = two_versions
+    service = service_of(root, challengers=(second,), baselines=())
+    pids = []
+    for slot in (9, 10):
+        serve(service, archive, slot)
+        follow(service, archive, slot)
+        pids.append(service.shadows._forecaster(second)._forecaster.about.pid)
+        assert has_shadow(root, second, archive.times[slot])
+    assert pids[0] == pids[1]
+    close(service)
+    assert not psutil.pid_exists(pids[0])
+
+
+@pytest.mark.slow
 def test_a_champion_that_does_not_serve_forecasts_in_shadow(root, archive, two_versions):
     first, _ = two_versions
     service = service_of(root, "net", challengers=())
@@ -478,6 +494,16 @@ def test_a_wayward_challenger_harms_nobody(
     if code == wayward.UNKNOWN:
         assert shadow_of(root, two_versions[1], before).attrs["model"] == "wayward"
     assert service.shadows.done["failed"] == 1
+    fields[11][0, 0] = wayward.WELL
+    archive.write_frame(archive.times[12], pack(fields[11])[0])
+    archive.commit([], {archive.times[12]: Status.OK})
+    began = time.monotonic()
+    next_round = run_round(service)
+    (served,) = [next(next_round)]
+    assert served.init_time == archive.times[12]
+    assert served.state == "published"
+    assert time.monotonic() - began < 5
+    next_round.close()
     if code != wayward.UNKNOWN:  # lost: not asked again in this round, nor may it have taken longer
         assert not has_shadow(root, two_versions[1], before)
     close(service)
