@@ -199,6 +199,7 @@ def nowcast(
         product=settings.product,
         ingest=settings.ingest,
         nowcast=settings.nowcast,
+        shadow=settings.shadow,
         since=utc(since).to_pydatetime() if since else None,
         until=utc(until).to_pydatetime() if until else None,
         progress=True,

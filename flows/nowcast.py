@@ -70,14 +70,14 @@ def nowcast(
     ):
         if since is not None or until is not None:
             period = utc(since) if since else None, utc(until) if until else None
-            outcomes = forecast_period(service, *period)
+            outcomes = forecast_period(service, *period, progress=progress)
         else:
             outcomes = rounds(service)
         for outcome in outcomes:
             report.outcomes.append(outcome)
             tell(settings.product, outcome)
             shown.update()
-        report.shadows = dict(service.shadows.done) if service.shadows else {}
+        report.shadows = service.shadows.counts() if service.shadows else {}
     create_markdown_artifact(
         key="nowcast-report", markdown=str(report), description=f"{settings.product}: the last run"
     )

@@ -16,6 +16,7 @@ from models.nowcasting import Nowcaster, NowcastSettings
 from models.replay import Arrivals, ReplaySettings, Round, simulate
 from models.replay import replay as replay_arrivals
 from models.rounds import Outcome, Service
+from models.shadowing import Shadows, ShadowSettings
 from models.verification import VerifySettings
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
@@ -108,6 +109,7 @@ def replay(
     product: str | None = None,
     ingest: IngestSettings | None = None,
     nowcast: NowcastSettings | None = None,
+    shadow: ShadowSettings | None = None,
     verify: VerifySettings | None = None,
     replay: ReplaySettings | None = None,
     speed: float | None = None,
@@ -123,14 +125,22 @@ def replay(
         product: Which product; likewise.
         ingest: Where the files are and how they are read; likewise, each of its settings.
         nowcast: How forecasts are made; likewise.
+        shadow: Who forecasts beside, where `replay.shadows` says that anybody does; likewise.
         verify: What is scored, and how; likewise.
-        replay: Delays, losses, outages.
+        replay: Delays, losses, outages; whether others forecast in shadow.
         speed: So many times as fast as it was; as fast as possible if not given.
         output: Root of the replay's archive and forecasts; a new folder of the root if not given.
         progress: Show a bar.
     """
     report = run_replay(
-        load_settings(root=root, product=product, ingest=ingest, nowcast=nowcast, verify=verify),
+        load_settings(
+            root=root,
+            product=product,
+            ingest=ingest,
+            nowcast=nowcast,
+            shadow=shadow,
+            verify=verify,
+        ),
         utc(start) if start else None,
         utc(end) if end else None,
         replay or ReplaySettings(),
@@ -174,9 +184,17 @@ def run_replay(
     model = settings.nowcast.model or settings.product
     with (
         Nowcaster(settings.root, model, settings.nowcast) as nowcaster,
+        Shadows(settings.root, nowcaster, settings.shadow) as shadows,
         bar(len(arrivals.files), "replay", "file", shown=progress) as shown,
     ):
-        service = Service(root, settings.product, settings.ingest, nowcaster, since=first)
+        service = Service(
+            root,
+            settings.product,
+            settings.ingest,
+            nowcaster,
+            since=first,
+            shadows=shadows if replay.shadows else None,
+        )
         for done in replay_arrivals(service, arrivals.files, speed=speed):
             rounds.append(done)
             shown.update(0 if done.trouble else len(done.files))

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from flows.options import Common, settings_of
 from pipelines.errors import SquallError
 
+Flag = Annotated[bool, Parameter(negative=())]
 LATE, OUTAGE = "10%:7min", "2024-06-01T03:00+40min"
 
 
@@ -26,6 +27,7 @@ def replay(
     outage: Annotated[list[str] | None, Parameter(negative=())] = None,
     seed: int = 0,
     speed: str = "max",
+    shadows: Flag = False,
     output: str | None = None,
     common: Common | None = None,
 ) -> None:
@@ -51,6 +53,7 @@ def replay(
         more.
     seed: Which frames are late and which are missing.
     speed: So many times as fast as it was; max: as fast as this machine can.
+    shadows: Have baselines and challengers forecast in shadow too, as the settings shadow.… say.
     output: Root of the replay's own archive and forecasts; a new folder of the root by default.
     """
     from flows.replay import replay as flow
@@ -69,8 +72,9 @@ def replay(
         product=settings.product,
         ingest=settings.ingest,
         nowcast=settings.nowcast,
+        shadow=settings.shadow,
         verify=settings.verify,
-        replay=parse(delay, late, missing, outage or [], seed),
+        replay=parse(delay, late, missing, outage or [], seed, shadows=shadows),
         speed=parse_speed(speed),
         output=output,
         progress=True,
@@ -86,6 +90,8 @@ def parse(
     missing: str | None,
     outages: list[str],
     seed: int,
+    *,
+    shadows: bool = False,
 ) -> Any:
     """The command's words as `models.replay.ReplaySettings`.
 
@@ -94,7 +100,7 @@ def parse(
     from models.replay import Outage, ReplaySettings
     from pipelines.times import utc
 
-    given: dict[str, Any] = {"seed": seed}
+    given: dict[str, Any] = {"seed": seed, "shadows": shadows}
     if delay is not None:
         given["delay"] = _duration(delay, "--delay", "1min")
     if missing is not None:

@@ -168,6 +168,11 @@ class Nowcaster:
     ) -> None:
         self.close()
 
+    @property
+    def trouble(self) -> str:
+        """Why the forecaster is not asked any more until the next round; "" where it is."""
+        return self._trouble
+
     def close(self) -> None:
         """End the forecaster's process."""
         if isinstance(self._forecaster, Isolated):
@@ -217,9 +222,12 @@ class Nowcaster:
         init_time: pd.Timestamp,
         only: Collection[pd.Timestamp],
         budget: dt.timedelta,
+        *,
+        backfill: bool = False,
     ) -> xr.Dataset:
         """The forecast of the forecaster that was asked for, with none in its stead, ready to
-        publish: of past frames `only` those of some times. Raises what goes wrong.
+        publish: of past frames `only` those of some times. Raises what goes wrong; where asking
+        again would only take time `trouble` says so from then on.
         """
         if self._forecaster is None or self._trouble:
             raise SquallError(
@@ -230,8 +238,13 @@ class Nowcaster:
             )
         leads = lead_times(archive.timestep, self.settings.lead_time)
         inputs = window(archive, init_time, self.frames).only(only)
-        attrs = self._facts(inputs, backfill=False)
-        return self._own(self._forecaster, archive, init_time, leads, attrs, only, budget)
+        attrs = self._facts(inputs, backfill=backfill)
+        try:
+            return self._own(self._forecaster, archive, init_time, leads, attrs, only, budget)
+        except Exception as error:
+            if self._is_lost(error):
+                self._trouble = told(error)
+            raise
 
     def _facts(
         self, inputs: Window, *, backfill: bool, seconds_ingest: float = 0.0

@@ -49,6 +49,9 @@ class ReplaySettings(Section):
         (), description="When nothing arrives; what was due comes after."
     )
     seed: int = Field(0, ge=0, description="Which frames are late and which are missing.")
+    shadows: bool = Field(
+        False, description="Forecast in shadow too (`shadow.…`), in the time that is left."
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ corrected has the forecasts made from it made again.
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -171,24 +172,32 @@ class Service:
 
 
 def rounds(service: Service) -> Iterator[Outcome]:
-    """One round, and more of them for as long as `nowcast.watch_for` says."""
+    """One round, and more of them for as long as `nowcast.watch_for` says.
+
+    Shadows keep to that time too: the next run, with the next frame, may be due when it is over.
+    """
     settings = service.nowcaster.settings
     poll_s = settings.poll.total_seconds()
     end = time.monotonic() + settings.watch_for.total_seconds()
+    shadows_until = end if settings.watch_for else math.inf
     while True:
-        yield from run_round(service)
+        yield from run_round(service, shadows_until=shadows_until)
         if time.monotonic() + poll_s > end:
             return
         time.sleep(poll_s)
 
 
-def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterator[Outcome]:
+def run_round(
+    service: Service, files: list[FrameFile] | None = None, *, shadows_until: float = math.inf
+) -> Iterator[Outcome]:
     """Take in the files at the location (or `files`) and forecast; the outcomes, as they come.
 
     The recent files first, then the newest frame's forecast, then the gap behind it for at most
-    half a timestep (the next round goes on), older files last. What hinders the taking in does not
-    hinder forecasts of what is there; it is raised when they are made.
+    half a timestep (the next round goes on), then older files; shadow forecasts last, not beyond
+    `shadows_until` (of `time.monotonic`). What hinders the taking in does not hinder forecasts of
+    what is there; it is raised when they are made.
     """
+    round_began = time.monotonic()
     service.begin()
     arrivals = _Arrivals(service)
     began = time.perf_counter()
@@ -200,7 +209,7 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
         arrivals.take_in(older)
         sweep(folder_url(service.root, service.product))
         if service.shadows is not None:
-            _follow(service)
+            _follow(service, service.shadows, round_began, shadows_until)
     elif arrivals.trouble is None:
         Archive(service.archive_url)  # an error that says so
     arrivals.settle()
@@ -247,16 +256,24 @@ class _Arrivals:
 
 
 def forecast_period(
-    service: Service, start: pd.Timestamp | None, end: pd.Timestamp | None
+    service: Service,
+    start: pd.Timestamp | None,
+    end: pd.Timestamp | None,
+    *,
+    progress: bool = False,
 ) -> Iterator[Outcome]:
-    """Forecast from every frame of a period, the oldest first; those that are there stay."""
+    """Forecast from every frame of a period, the oldest first; those that are there stay.
+
+    Then the shadow forecasts that are lacking, without a limit in time; `progress` shows a bar.
+    """
     service.begin()
     archive = Archive(service.archive_url)
-    for init_time in archive.usable_times(start, end):
+    init_times = archive.usable_times(start, end)
+    for init_time in init_times:
         yield _forecast(service, archive, init_time, backfill=True)
-        if service.shadows is not None:
-            place = service.root, service.product, archive
-            service.shadows.follow(*place, [init_time], hurried=False)
+    if service.shadows is not None:
+        place = service.root, service.product, archive
+        service.shadows.follow_period(*place, init_times, progress=progress)
 
 
 def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outcome]:
@@ -284,14 +301,14 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
     refresh_latest(service.root, service.product)
 
 
-def _follow(service: Service) -> None:
+def _follow(service: Service, shadows: Shadows, began: float, until: float) -> None:
     """Shadow forecasts beside what was served of late, the newest first, while time is left."""
-    assert service.shadows is not None
     archive = Archive(service.archive_url)
     times = archive.usable_times(service.since)
     if len(times):
-        recent = times[times > times[-1] - max(service.catch_up, archive.timestep)]
-        service.shadows.follow(service.root, service.product, archive, recent[::-1])
+        recent = times[(times > times[-1] - service.catch_up) | (times == times[-1])]
+        place = service.root, service.product, archive
+        shadows.follow(*place, recent[0], began=began, until=until)
 
 
 def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:

@@ -30,15 +30,16 @@ class CompactedError(SquallError):
     """A forecast for a day whose forecasts are in one store already."""
 
 
-def publish(root: str, product: str, forecast: xr.Dataset) -> str:
+def publish(root: str, product: str, forecast: xr.Dataset, *, once: bool = False) -> str:
     """Publish a forecast and return its URL. Readers see all of it or nothing.
 
     The first of an init_time is revision 1. Another one, by another model or from other inputs, is
     the next revision, and the older ones are marked as superseded; their data stays as it was.
 
     Raises `ExistsError` where that model's newest forecast of the init_time is from the same inputs
-    (`model`, `inputs_sha256`): of several that race or try again one is published. Raises
-    `CompactedError` where the day of the init_time is in one store already, which is immutable.
+    (`model`, `inputs_sha256`): of several that race or try again one is published. With `once`,
+    where the init_time has any forecast. Raises `CompactedError` where the day of the init_time is
+    in one store already, which is immutable.
     """
     init_time = pd.Timestamp(forecast["init_time"].item())
     began = time.perf_counter()
@@ -49,7 +50,8 @@ def publish(root: str, product: str, forecast: xr.Dataset) -> str:
 
     while True:
         earlier = revisions(root, product, init_time)
-        if (same := _the_same(forecast, earlier)) is not None:
+        same = earlier[-1] if once and earlier else _the_same(forecast, earlier)
+        if same is not None:
             _settle(root, product, init_time)  # whoever published it may have died before that
             raise ExistsError(
                 "this forecast is already published",

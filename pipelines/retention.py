@@ -10,6 +10,7 @@ forecast is there exactly once, and the next run goes on.
 The day of the newest forecast stays as it is: `latest.json` never names what is gone.
 """
 
+import contextlib
 import datetime as dt
 import logging
 from collections import defaultdict
@@ -119,10 +120,14 @@ class RetentionReport:
 
     compaction: CompactionReport
     pruning: PruneReport
+    shadows: PruneReport
     scores: int = 0
 
     def __str__(self) -> str:
-        return f"{self.compaction}\n\n{self.pruning}\n\nscores of {self.scores} days removed"
+        return (
+            f"{self.compaction}\n\n{self.pruning}\n\nin shadow: {self.shadows}\n\n"
+            f"scores of {self.scores} days removed"
+        )
 
 
 def retain(
@@ -132,15 +137,12 @@ def retain(
     moment = now()
     keep_from = moment - settings.keep if settings.keep else None
     pruning = prune_forecasts(root, product, keep_from, grace=settings.grace)
-    for name in shadow_forecasters(root):
-        place = shadow_root(root, name)
-        if storage.exists(folder_url(place, product)):
-            prune_forecasts(place, product, moment - settings.shadows, grace=settings.grace)
+    shadows = prune_shadows(root, product, moment - settings.shadows, grace=settings.grace)
     compaction = compact_days(
         root, product, moment - settings.compact_after, grace=settings.grace, progress=progress
     )
     scores = prune_scores(root, product, settings.scores)
-    return RetentionReport(compaction, pruning, scores)
+    return RetentionReport(compaction, pruning, shadows, scores)
 
 
 def compact_days(
@@ -173,16 +175,24 @@ def compact_days(
 
 
 def prune_forecasts(
-    root: str, product: str, before: pd.Timestamp | None, *, grace: dt.timedelta = GRACE
+    root: str,
+    product: str,
+    before: pd.Timestamp | None,
+    *,
+    grace: dt.timedelta = GRACE,
+    newest_too: bool = False,
 ) -> PruneReport:
     """Remove the forecasts of every whole UTC day older than `before`, where given, for good.
 
-    Never those of the newest forecast's day. What attempts that died have left goes as well.
+    Those of the newest forecast's day only with `newest_too`. What attempts that died have left
+    goes as well.
     """
     folder, report = folder_url(root, product), PruneReport()
     with exclusive(f"{folder}/{FOLDER}", by="compaction or pruning"):
         if before is not None:
-            for date, stores in _old_days(root, product, before, compacted=True).items():
+            for date, stores in _old_days(
+                root, product, before, compacted=True, newest_too=newest_too
+            ).items():
                 day = find_day(folder, date)
                 complete = {key for key, url in stores.items() if is_complete(url)}
                 report.forecasts += len(complete.union(day.rows if day else ()))
@@ -198,12 +208,51 @@ def prune_forecasts(
     return report
 
 
-def _old_days(
-    root: str, product: str, before: pd.Timestamp, *, compacted: bool = False
-) -> dict[pd.Timestamp, Stores]:
-    """The single stores of every day that ends by `before`, ascending, but for the newest's day.
+def prune_shadows(
+    root: str, product: str, before: pd.Timestamp, *, grace: dt.timedelta = GRACE
+) -> PruneReport:
+    """Remove the shadow forecasts of every whole UTC day older than `before`, of all forecasters.
 
-    With `compacted`, days that have none but a day store too.
+    The folders of one that has none left go too, after the grace period.
+    """
+    report = PruneReport()
+    for name in shadow_forecasters(root, product):
+        place = shadow_root(root, name)
+        pruned = prune_forecasts(place, product, before, grace=grace, newest_too=True)
+        report.days += pruned.days
+        report.forecasts += pruned.forecasts
+        report.debris += pruned.debris
+        _remove_if_gone(root, product, name)
+    return report
+
+
+def _remove_if_gone(root: str, product: str, forecaster: str) -> None:
+    """Remove the folders of a forecaster that has no shadow forecast, whole or in part."""
+    place = shadow_root(root, forecaster)
+    folder = folder_url(place, product)
+    busy = [name for name in storage.names(folder) if parse_name(name) or name.startswith(".")]
+    notes = [one for place in (RETIRED, CLAIMS) for one in storage.names(f"{folder}/{place}")]
+    if busy or notes or find_days(folder):
+        return
+    storage.remove(folder)
+    path = storage.local_path(folder)
+    for parent in path.parents if path else ():  # a folder that still holds something stays
+        if parent == storage.local_path(root):
+            return
+        with contextlib.suppress(OSError):
+            parent.rmdir()
+
+
+def _old_days(
+    root: str,
+    product: str,
+    before: pd.Timestamp,
+    *,
+    compacted: bool = False,
+    newest_too: bool = False,
+) -> dict[pd.Timestamp, Stores]:
+    """The single stores of every day that ends by `before`, ascending; the newest's day only with
+    `newest_too`. With `compacted`, days that have none but a day store too.
     """
     folder = folder_url(root, product)
     singles = {
@@ -227,7 +276,8 @@ def _old_days(
     for key in sorted(singles):
         by_date[key[0].floor("D")][key] = singles[key]
     every = sorted({*by_date, *(dates if compacted else ())})
-    return {date: by_date[date] for date in every if date + DAY <= before and date not in newest}
+    kept = set() if newest_too else newest
+    return {date: by_date[date] for date in every if date + DAY <= before and date not in kept}
 
 
 def _compact(

@@ -10,9 +10,11 @@ from prefect.utilities.callables import parameter_schema
 from flows.replay import replay, run_replay
 from flows.settings import load_settings
 from models.replay import ReplaySettings
+from models.shadowing import ShadowSettings
 from pipelines import storage
 from pipelines.errors import ExistsError, NoFramesError, SquallError
 from pipelines.forecasts import open_forecasts, published_init_times
+from pipelines.shadows import shadow_forecasters, shadow_root
 
 START = pd.Timestamp("2024-06-01T00:00")
 TIMESTEP = pd.Timedelta("5min")
@@ -138,3 +140,18 @@ def test_its_parameters_are_forms_with_descriptions():
     for section in schema["definitions"].values():
         for name, form in section.get("properties", {}).items():
             assert form.get("description") or "$ref" in form, name
+
+
+def test_nobody_forecasts_in_shadow_unless_asked(report, production, synthetic, tmp_path):
+    assert shadow_forecasters(report.root) == []
+    settings = settings_for(production, synthetic).model_copy(
+        update={"shadow": ShadowSettings(baselines=("advection",), challengers=())}
+    )
+    before = contents(production)
+    asked = ReplaySettings(shadows=True)
+    replayed = run_replay(settings, FIRST, LAST, asked, output=str(tmp_path))
+    assert contents(production) == before
+    assert shadow_forecasters(replayed.root) == ["advection"]
+    there = published_init_times(shadow_root(replayed.root, "advection"), "test")
+    assert len(there) > 6
+    assert there.isin(published_init_times(replayed.root, "test")).all()

@@ -31,6 +31,10 @@ def test_words_become_settings():
     ]
 
 
+def test_shadows_are_asked_for():
+    assert parse(None, None, None, [], 0, shadows=True) == ReplaySettings(shadows=True)
+
+
 def test_what_is_not_said_is_as_it_is_by_default():
     assert parsed() == ReplaySettings()
     default = ReplaySettings().late_by

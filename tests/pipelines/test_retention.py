@@ -39,9 +39,11 @@ from pipelines.retention import (
     RetentionSettings,
     compact_days,
     prune_forecasts,
+    prune_shadows,
     retain,
 )
 from pipelines.score_store import days, write_scores
+from pipelines.shadows import shadow_forecasters, shadow_root
 from pipelines.storage import open_group
 from pipelines.times import clock_set_to, utc
 
@@ -506,3 +508,72 @@ def test_scores_are_kept_for_so_long_before_the_newest_of_whatever_year(tmp_path
     assert "scores of 1 days removed" in str(report)
     assert list(days(root, "test")) == [at("399D"), at("400D"), at("401D")]
     assert retain(root, "test", RetentionSettings(scores=None)).scores == 0
+
+
+# In shadow ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_shadow(root, make):
+    """Of sprog a forecast on each of three days, of a version that is gone one on the first."""
+    for day, name in ((0, "net/1"), (0, "sprog"), (1, "sprog"), (2, "sprog")):
+        publish(shadow_root(root, name), "test", make(at(f"{day}D")))
+    publish(root, "test", make(at("0h")))
+    return root
+
+
+def shadows_of(root, name):
+    return list(published_init_times(shadow_root(root, name), "test"))
+
+
+def test_old_shadow_forecasts_go_whole_and_what_was_served_stays(in_shadow):
+    root, settings = in_shadow, RetentionSettings(grace=NO_GRACE)
+    with clock_set_to(at("8D")):
+        report = retain(root, "test", settings)
+    assert (report.shadows.forecasts, report.shadows.days) == (2, 2), "a day of each of the two"
+    assert "in shadow: 2 forecasts" in str(report)
+    assert shadows_of(root, "sprog") == [at("1D"), at("2D")]
+    assert len(storage.names(folder_url(shadow_root(root, "sprog"), "test"))) >= 2
+    assert list(published_init_times(root, "test")) == [at("0h")]
+
+
+def test_a_forecaster_that_is_gone_leaves_no_folder(in_shadow, make):
+    prune_shadows(in_shadow, "test", at("1D"), grace=NO_GRACE)
+    assert shadow_forecasters(in_shadow) == ["sprog"]
+    if (path := storage.local_path(shadow_root(in_shadow, "net/1"))) is not None:
+        assert not path.parent.exists()
+    prune_shadows(in_shadow, "test", at("9D"), grace=NO_GRACE)
+    assert shadow_forecasters(in_shadow) == []
+    publish(shadow_root(in_shadow, "sprog"), "test", make(at("9D")))  # and is back
+    assert shadows_of(in_shadow, "sprog") == [at("9D")]
+
+
+def test_who_opened_a_shadow_forecast_can_read_on(in_shadow):
+    root, hour = in_shadow, pd.Timedelta("1h").to_pytimedelta()
+    place = shadow_root(root, "net/1")
+    expected = open_forecast(place, "test", at("0D")).load()
+    opened = open_forecast(place, "test", at("0D"))
+    with clock_set_to(LATER):
+        prune_shadows(root, "test", at("1D"), grace=hour)
+        assert shadows_of(root, "net/1") == []
+        assert "net/1" in shadow_forecasters(root)
+    xr.testing.assert_identical(opened.load(), expected)
+    with clock_set_to(LATER + pd.Timedelta("2h")):
+        prune_shadows(root, "test", at("1D"), grace=hour)
+    assert shadow_forecasters(root) == ["sprog"]
+
+
+def test_another_products_shadow_forecasts_stay(in_shadow, make):
+    publish(shadow_root(in_shadow, "net/1"), "other", make(at("0D")))
+    prune_shadows(in_shadow, "test", at("9D"), grace=NO_GRACE)
+    assert shadow_forecasters(in_shadow) == ["net/1"]
+    assert is_published(shadow_root(in_shadow, "net/1"), "other", at("0D"))
+
+
+def test_what_is_being_published_in_shadow_is_not_removed(tmp_path, make):
+    place = shadow_root(str(tmp_path), "net/1")
+    publish(place, "test", make(at("0D")))
+    staged = storage.local_path(folder_url(place, "test")) / f".x.zarr.{uuid.uuid4().hex}"
+    staged.mkdir()
+    prune_shadows(str(tmp_path), "test", at("9D"), grace=NO_GRACE)
+    assert staged.exists()
