@@ -24,6 +24,7 @@ from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -34,6 +35,8 @@ from pipelines.lock import exclusive
 ROW = ("init_time", "forecaster", "lead_time", "region")
 """What a row is of."""
 SUFFIX = ".parquet"
+SERVED = "served"
+"""The forecaster that what was published counts as, whatever model made it."""
 
 Place = tuple[tuple[str, float], ...]
 """What else a sum is by, such as threshold 0.5 and scale 20."""
@@ -74,6 +77,11 @@ def read_rows(
     return rows[np.broadcast_to(after & before, len(rows))]
 
 
+def columns(root: str, product: str, day: pd.Timestamp) -> list[str]:
+    """The columns that the rows of a day have."""
+    return list(pq.read_schema(io.BytesIO(storage.read_bytes(_day_url(root, product, day)))).names)
+
+
 def open_scores(
     root: str, product: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
 ) -> xr.Dataset:
@@ -91,6 +99,22 @@ def open_scores(
             remedy="run `squall verify`, or name another period",
         )
     return from_rows(rows)
+
+
+def of_forecaster(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
+    """The sums of one forecaster, without that dimension: of its own rows, and of what it served.
+
+    0 where it has none. What was served counts where `model` says that this one made it.
+    """
+    known = sums["forecaster"].values
+    own = (
+        sums.sel(forecaster=forecaster, drop=True)
+        if forecaster in known
+        else xr.zeros_like(sums.isel(forecaster=0, drop=True))
+    )
+    if SERVED not in known or "model" not in sums.coords:
+        return own
+    return own.where(sums["model"] != forecaster, sums.sel(forecaster=SERVED, drop=True))
 
 
 def write_scores(root: str, product: str, parts: Iterable[xr.Dataset]) -> list[str]:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from pipelines.errors import SquallError
 
@@ -100,6 +100,16 @@ def init_time_label(init_time: pd.Timestamp) -> str:
 def time_text(time: pd.Timestamp) -> str:
     """ISO 8601 with the zone said: ``2010-08-26T05:00:00Z``."""
     return time.isoformat(timespec="milliseconds" if time.microsecond else "auto") + "Z"
+
+
+Time = Annotated[pd.Timestamp, PlainValidator(utc), PlainSerializer(time_text)]
+"""A UTC time that JSON has as ``2010-08-26T05:00:00Z``."""
+Seconds = Annotated[
+    pd.Timedelta,
+    PlainValidator(lambda seconds: pd.Timedelta(seconds=float(seconds))),
+    PlainSerializer(pd.Timedelta.total_seconds),
+]
+"""A duration that JSON has as a number of seconds."""
 
 
 def lead_times(timestep: pd.Timedelta, until: dt.timedelta) -> pd.TimedeltaIndex:
