@@ -12,8 +12,11 @@ from flows.layers import Place, load
 from pipelines.errors import SquallError
 from pipelines.latency import Latency
 from pipelines.metrics import registry
+from pipelines.skill import RecentSkill
+from pipelines.skill_attributes import horizon_text
 from pipelines.times import format_duration, time_text
-from pipelines.watch import ServiceStatus, Skill, WatchSettings, age_text, crossed, look
+from pipelines.trust import PERSISTENCE
+from pipelines.watch import ServiceStatus, WatchSettings, age_text, crossed, look
 
 OTHERS = ("ingest", "train", "tune", "nowcast", "verify", "retention")
 """Sections of `flows.settings.Settings` that are not looked at here: they would bring torch."""
@@ -93,22 +96,27 @@ def print_status(status: ServiceStatus, lines: list[str]) -> None:
     console.print("all well" if not lines else f"{len(lines)} limits crossed")
 
 
-def print_skill(skill: Skill) -> None:
-    """CSI by forecaster, at up to six lead times."""
+def print_skill(skill: RecentSkill) -> None:
+    """CSI by forecaster, at up to six lead times, the trust horizon, and who is behind."""
     table = Table(
-        title=f"CSI ≥ {skill.threshold:g} mm/h, verified {time_text(skill.made)}",
+        title=f"CSI ≥ {skill.threshold_mm_h:g} mm/h of the forecasts from {time_text(skill.since)}"
+        f" to {time_text(skill.until)}",
         title_justify="left",
         title_style="bold",
     )
     table.add_column("forecaster")
-    leads = skill.csi["lead_time"].values
-    chosen = leads[sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})]
-    for lead in chosen:
-        table.add_column(format_duration(lead), justify="right")
-    for name in skill.csi["forecaster"].values:
-        values = skill.csi.sel(forecaster=name, lead_time=chosen).values
-        table.add_row(str(name), *("–" if v != v else f"{v:.3f}" for v in values))
+    last = len(skill.lead_times) - 1
+    chosen = sorted({round(k * last / 5) for k in range(6)})
+    for k in chosen:
+        table.add_column(format_duration(skill.lead_times[k]), justify="right")
+    table.add_column("trust horizon")
+    for name, one in skill.forecasters.items():
+        values = ("–" if one.csi[k] != one.csi[k] else f"{one.csi[k]:.3f}" for k in chosen)
+        table.add_row(name, *values, "" if name == PERSISTENCE else horizon_text(one))
     console.print(table)
+    for name, one in skill.forecasters.items():
+        if one.behind is not None:
+            console.print(f"{name} behind advection since {time_text(one.behind.since)}")
 
 
 def print_latency(latency: Latency) -> None:

@@ -3,6 +3,14 @@
 The forecaster that was asked for runs in a process of its own, with a deadline. Where it is
 missing, broken or too slow, or forecasts what cannot be, advection forecasts instead, in time; the
 forecast says so, and why. Where there are too few frames even for advection there is none.
+
+So it does where the model's verified forecasts have been worse than advection's for a day
+(`nowcast.fallback_after`), until they are better again in a chunk of time (`pipelines.trust`). As
+a chunk never counts before it is over, and the day then begins anew, it is no flapping to and fro.
+Only forecasts by that very version count: its successor begins with none. What counts is what
+verification knew, never how long ago that was; but where that ends much earlier than the frame
+(`nowcast.skill_expires`), as verification has stopped, or nobody runs the model in shadow any more,
+nothing is known of the model's skill today. Then it forecasts, and the log has a warning.
 """
 
 import contextlib
@@ -31,7 +39,9 @@ from pipelines.errors import TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
-from pipelines.times import Duration, lead_times, now, time_text
+from pipelines.skill import RecentSkill
+from pipelines.skill_attributes import skill_attributes
+from pipelines.times import Duration, format_duration, lead_times, now, time_text
 from pipelines.window import window
 
 log = logging.getLogger(__name__)
@@ -86,6 +96,16 @@ class NowcastSettings(Section):
         description="Frames this much older than the newest still get their nowcast, or a new one "
         "when a frame it is made from comes late or is corrected.",
     )
+    fallback_after: Duration | None = Field(
+        dt.timedelta(hours=24),
+        description="A model whose verified forecasts have been behind advection's for so long is "
+        "not served; at most verify.skill.window. None: it always is.",
+    )
+    skill_expires: Duration = Field(
+        dt.timedelta(hours=6),
+        description="Skill verified up to a time so much earlier than the frame says nothing of "
+        "today; more than the lead time.",
+    )
     serving: ServingSettings = ServingSettings()
     products: ProductSettings = ProductSettings()
 
@@ -109,9 +129,12 @@ class Nowcaster:
         self.requested, self.frames = model, self._fallback.past_frames
         self.begin()
 
-    def begin(self) -> None:
-        """Before a round of nowcasts: take today's champion, and try again what was in trouble."""
-        self._trouble = ""
+    def begin(self, skill: RecentSkill | None = None) -> None:
+        """Before a round of nowcasts: take today's champion, and try again what was in trouble.
+
+        `skill` : of the product, for the forecasts to tell and to fall back on; by default unknown
+        """
+        self._trouble, self._skill = "", skill
         try:
             wanted = pinned(self._root, self._model)
             if self._forecaster is None or wanted != self.requested:
@@ -182,6 +205,10 @@ class Nowcaster:
             "seconds_ingest": round(seconds_ingest, 3),
         }
         reason = self._trouble
+        if not reason and (reason := self._outdone(init_time)):
+            with contextlib.suppress(TooFewFramesError):  # then the model may have enough
+                return self._by_advection(archive, init_time, leads, attrs, reason)
+            reason = ""
         if self._forecaster is not None and not reason:
             try:
                 with _timed(attrs, "seconds_read"):
@@ -197,13 +224,43 @@ class Nowcaster:
                 reason = told(error)
                 if self._is_lost(error):  # nor is it asked for the rest of this round
                     self._trouble = reason
-        log.warning("advection instead of %s at %s: %s", self.requested, init_time, reason)
-        attrs["fallback_reason"] = reason
+        return self._by_advection(archive, init_time, leads, attrs, reason)
+
+    def _by_advection(
+        self,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        leads: pd.TimedeltaIndex,
+        attrs: dict[str, object],
+        reason: str,
+    ) -> xr.Dataset:
+        """The fallback; raises `TooFewFramesError` where it has too few."""
         with _timed(attrs, "seconds_read"):
             past = read_past(archive, init_time, self._fallback.past_frames, FALLBACK_MISSING)
+        log.warning("advection instead of %s at %s: %s", self.requested, init_time, reason)
+        attrs["fallback_reason"] = reason
         with _timed(attrs, "seconds_predict"):
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
+
+    def _outdone(self, init_time: pd.Timestamp) -> str:
+        """How advection has been better for too long than the model; empty where it has not."""
+        after, recent = self.settings.fallback_after, self._skill
+        skill = recent.of(self.requested) if recent is not None else None
+        if after is None or recent is None or skill is None or self.requested in BASELINES:
+            return ""
+        behind = skill.behind
+        if behind is None or behind.duration < after:
+            return ""
+        if not skill.is_recent(init_time, self.settings.skill_expires):
+            text = "%s is served though it was behind advection: verified only up to %s"
+            log.warning(text, self.requested, time_text(skill.until))
+            return ""
+        return (
+            f"{self.requested} behind advection for {format_duration(behind.duration)}, "
+            f"{time_text(behind.since)} to {time_text(behind.until)}: "
+            f"CSI {behind.csi:.3f} against {behind.advection:.3f} at {recent.threshold_mm_h:g} mm/h"
+        )
 
     def _is_lost(self, error: Exception) -> bool:
         """Whether asking again would only take time: it could not be loaded, died or is late."""
@@ -252,6 +309,9 @@ class Nowcaster:
             "bridged_times": [time_text(time) for time in past.bridged],
             "frame_received_time": time_text(received) if received is not None else "",
         }
+        attrs |= skill_attributes(
+            self._skill, about.name, inputs.times[-1], self.settings.skill_expires
+        )
         if rain_rate.nbytes > LARGE_BYTES:
             rain_rate = rain_rate.chunk(lead_time=1)
         with _timed(attrs, "seconds_products"):

@@ -31,6 +31,7 @@ from pipelines.ingest import IngestReport, IngestSettings
 from pipelines.ingest import ingest as ingest_files
 from pipelines.once import LostClaimError, sweep
 from pipelines.publishing import CompactedError, mark_superseded, publish, refresh_latest
+from pipelines.skill import read_skill
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import time_text
 from pipelines.window import Windows, window
@@ -174,7 +175,7 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
     half a timestep (the next round goes on), older files last. What hinders the taking in does not
     hinder forecasts of what is there; it is raised when they are made.
     """
-    service.nowcaster.begin()
+    service.nowcaster.begin(read_skill(service.root, service.product))
     arrivals = _Arrivals(service)
     began = time.perf_counter()
     recent, older = arrivals.split(files)

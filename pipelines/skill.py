@@ -98,6 +98,10 @@ class Skill:
     trust_horizon_interval: tuple[Seconds, Seconds] | None
     behind: Behind | None
 
+    def is_recent(self, init_time: pd.Timestamp, expires: dt.timedelta) -> bool:
+        """Whether it says something of a forecast: it is not from much earlier, nor later."""
+        return abs(init_time - self.until) <= expires
+
     @property
     def behind_advection_since(self) -> pd.Timestamp | None:
         """Since when it has been behind advection; None where it is not."""

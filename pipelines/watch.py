@@ -1,19 +1,17 @@
 """The state of a product's service at a glance: frames, forecasts, the model, its skill, latency.
 
-Cheap enough to look every few seconds: the end of the archive's status, `latest.json`, and the root
-metadata of the forecasts of a day. How long the archive is, or how many forecasts there are, costs
-nothing.
+Cheap enough to look every few seconds: the end of the archive's status, `latest.json`, the root
+metadata of the forecasts of a day, and the recent skill as verification left it. How long the
+archive is, or how many forecasts there are, costs nothing.
 """
 
 import datetime as dt
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import xarray as xr
 from pydantic import Field
 
 from pipelines import storage
@@ -21,9 +19,10 @@ from pipelines.archive import STATUS_CHUNK, USABLE, Archive, Status, archive_url
 from pipelines.forecasts import LATEST, folder_url
 from pipelines.latency import Latency, of_records
 from pipelines.records import Record, all_revisions, published_names, read_records
-from pipelines.scores import scores
 from pipelines.section import Section
-from pipelines.times import Duration, format_duration, now, time_text, utc
+from pipelines.skill import RecentSkill, read_skill
+from pipelines.times import Duration, format_duration, now, time_text
+from pipelines.trust import Behind
 
 DAY = pd.Timedelta("1D")
 
@@ -49,26 +48,14 @@ class WatchSettings(Section):
     largest_degraded: float = Field(
         0.5, ge=0, le=1, description="Part of a day's forecasts whose inputs may be bridged."
     )
+    longest_behind: Duration = Field(
+        dt.timedelta(hours=12),
+        description="How long the champion's verified forecasts may have been behind advection's.",
+    )
     metrics_file: str | None = Field(
         None,
         description="Where `squall status` writes metrics for the node exporter: NAME.prom.",
     )
-
-
-@dataclass(frozen=True)
-class Skill:
-    """CSI at the lowest threshold (mm/h) by forecaster and lead time, as last verified."""
-
-    made: pd.Timestamp
-    threshold: float
-    csi: xr.DataArray
-
-    def values(self) -> Iterator[tuple[str, pd.Timedelta, float]]:
-        """Forecaster, lead time and CSI; NaN where nothing is known."""
-        for name in self.csi["forecaster"].values:
-            for lead in self.csi["lead_time"].values:
-                value = self.csi.sel(forecaster=name, lead_time=lead)
-                yield str(name), pd.Timedelta(lead), float(value)
 
 
 @dataclass(frozen=True)
@@ -90,7 +77,7 @@ class ServiceStatus:
     waiting: list[pd.Timestamp]
     qualities: Counter[str]
     champion: str | None
-    skill: Skill | None
+    skill: RecentSkill | None
     latency: Latency
 
     @property
@@ -134,7 +121,7 @@ def look(root: str, product: str, *, time: pd.Timestamp | None = None) -> Servic
         waiting=waiting,
         qualities=Counter(records[-1].quality for records in revisions.values()),
         champion=champion_of(root, product, newest),
-        skill=recent_skill(root, product),
+        skill=read_skill(root, product),
         latency=of_records(record for records in revisions.values() for record in records),
     )
 
@@ -184,22 +171,6 @@ def champion_of(root: str, product: str, newest: Record | None) -> str | None:
     return None
 
 
-def recent_skill(root: str, product: str) -> Skill | None:
-    """From the newest sums of the verification; None where nothing is verified yet."""
-    folder = storage.join(root, "scores", product)
-    if not storage.exists(f"{folder}/latest.json"):
-        return None
-    latest = storage.read_json(f"{folder}/latest.json")
-    try:
-        sums = xr.open_zarr(storage.zarr_store(f"{folder}/{latest['scores']}"), chunks=None)
-    except FileNotFoundError:  # removed since
-        return None
-    with sums:
-        lowest = sums.sortby("threshold").isel(threshold=[0]).load()
-    csi = scores(lowest)["csi"].isel(threshold=0)
-    return Skill(utc(latest["made"]), float(csi["threshold"]), csi)
-
-
 def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
     """A line for every limit that is crossed; none where all is well."""
     lines = []
@@ -226,7 +197,21 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
         if status.share(quality) > largest:
             part = f"{status.share(quality):.0%}"
             lines.append(f"{part} of 24h's forecasts are {quality}; limit {largest:.0%}")
+    behind = champion_behind(status)
+    if behind is not None and behind.duration > settings.longest_behind:
+        lines.append(
+            f"{status.champion} has been behind advection for {age_text(behind.duration)}; "
+            f"limit {format_duration(settings.longest_behind)}"
+        )
     return lines
+
+
+def champion_behind(status: ServiceStatus) -> Behind | None:
+    """How the champion's verified forecasts are behind advection's; None where they are not."""
+    if status.skill is None or status.champion is None:
+        return None
+    skill = status.skill.of(status.champion)
+    return skill and skill.behind
 
 
 def age_text(age: pd.Timedelta) -> str:
@@ -268,11 +253,31 @@ def as_dict(status: ServiceStatus, lines: list[str]) -> dict[str, Any]:
     }
 
 
-def _skill(skill: Skill) -> dict[str, Any]:
-    csi: dict[str, dict[str, float | None]] = {}
-    for name, lead, value in skill.values():
-        csi.setdefault(name, {})[format_duration(lead)] = None if np.isnan(value) else value
-    return {"made": time_text(skill.made), "threshold_mm_h": skill.threshold, "csi": csi}
+def _skill(skill: RecentSkill) -> dict[str, Any]:
+    return {
+        "made": time_text(skill.made),
+        "since": time_text(skill.since),
+        "until": time_text(skill.until),
+        "threshold_mm_h": skill.threshold_mm_h,
+        "csi": {
+            name: {
+                format_duration(lead): None if np.isnan(value) else value
+                for lead, value in zip(skill.lead_times, one.csi, strict=True)
+            }
+            for name, one in skill.forecasters.items()
+        },
+        "trust_horizon": {
+            name: {
+                "seconds": _seconds(one.trust_horizon),
+                "reached": one.trust_horizon_reached,
+                "interval_seconds": [_seconds(bound) for bound in one.trust_horizon_interval or ()],
+            }
+            for name, one in skill.forecasters.items()
+        },
+        "behind_advection_since": {
+            name: _text(one.behind_advection_since) for name, one in skill.forecasters.items()
+        },
+    }
 
 
 def _text(time: pd.Timestamp | None) -> str | None:
