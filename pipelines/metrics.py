@@ -135,7 +135,7 @@ def skill_families(of: list[str], skill: RecentSkill) -> Iterator[Metric]:
     )
     behind = GaugeMetricFamily(
         "squall_behind_advection_seconds",
-        "How long the verified forecasts have been behind those of advection; 0 where they are not.",
+        "How long the verified forecasts have been behind advection's; 0 where they are not.",
         labels=["product", "forecaster"],
     )
     until = GaugeMetricFamily(

@@ -211,7 +211,7 @@ def champion_behind(status: ServiceStatus) -> Behind | None:
     if status.skill is None or status.champion is None:
         return None
     skill = status.skill.of(status.champion)
-    return skill and skill.behind
+    return skill.behind if skill is not None else None
 
 
 def age_text(age: pd.Timedelta) -> str:
