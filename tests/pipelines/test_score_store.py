@@ -9,7 +9,14 @@ import xarray as xr
 
 from pipelines import score_store
 from pipelines.errors import NotFoundError
-from pipelines.score_store import open_scores, read_rows, remove_before, write_scores
+from pipelines.score_store import (
+    columns,
+    of_forecaster,
+    open_scores,
+    read_rows,
+    remove_before,
+    write_scores,
+)
 from pipelines.scores import merge, scores
 
 FIRST = pd.Timestamp("2024-03-09T23:00")
@@ -109,6 +116,35 @@ def test_a_period_and_columns(tmp_path):
     few = read_rows(root, "knmi", columns=["init_time", "model"])
     assert list(few.columns) == ["init_time", "model"]
     assert read_rows(root, "fmi").empty
+
+
+def test_the_columns_of_a_day(tmp_path):
+    write_scores(str(tmp_path), "knmi", [labelled(0, "net/1")])
+    names = columns(str(tmp_path), "knmi", FIRST.floor("D"))
+    assert {"init_time", "model", "pixels", "hits[threshold=0.5]"} <= set(names)
+
+
+def test_the_sums_of_one_are_its_own_and_of_what_it_served():
+    """Served by net/1, then by another while it was in shadow."""
+    first = labelled(0, "net/1")
+    second = part(1, ("served", "net/1")).assign_coords(
+        model=("init_time", ["advection"]), revision=("init_time", [1])
+    )
+    both = xr.concat([first, second], "init_time", join="outer", fill_value=0.0)
+    found = of_forecaster(both, "net/1")
+    wanted = [
+        first.sel(forecaster="served").isel(init_time=0),
+        second.sel(forecaster="net/1").isel(init_time=0),
+    ]
+    for k, one in enumerate(wanted):
+        for name in ("hits", "pixels"):
+            np.testing.assert_array_equal(found[name].isel(init_time=k), one[name])
+    assert of_forecaster(both, "served")["hits"].equals(
+        both["hits"].sel(forecaster="served", drop=True)
+    )
+    assert float(of_forecaster(both, "nobody")["pixels"].sum()) == 0
+    advection = of_forecaster(both, "advection")["pixels"].sum(("lead_time", "region"))
+    assert (advection.values > 0).tolist() == [False, True]
 
 
 def test_no_scores_is_said_so(tmp_path):
