@@ -49,6 +49,18 @@ CONTRACT = {
     "seconds_predict": float,
     "seconds_products": float,
     "backfill": int,
+    "recent_skill_score": str,
+    "recent_skill_lead_seconds": list,
+    "recent_skill": list,
+    "recent_skill_persistence": list,
+    "recent_skill_advection": list,
+    "recent_skill_forecasts": int,
+    "recent_skill_since": str,
+    "recent_skill_until": str,
+    "trust_horizon_seconds": list,
+    "trust_horizon_interval_seconds": list,
+    "trust_horizon_reached": int,
+    "skill_note": str,
 }
 AT_THE_END = {"revision": int, "publish_time": str, "seconds_publish": float}
 
