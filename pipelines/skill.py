@@ -38,6 +38,9 @@ from pipelines.trust import (
 
 log = logging.getLogger(__name__)
 
+DOMAIN = "domain"
+"""The region that skill is of: all of the grid."""
+
 
 class SkillSettings(Section):
     """What recent skill is of."""
@@ -170,7 +173,7 @@ def read_skill(root: str, product: str) -> RecentSkill | None:
 
 
 def _stored_sums(root: str, product: str, settings: SkillSettings) -> xr.Dataset | None:
-    """The sums of the window, of one threshold; nothing else is read."""
+    """The sums of the window, of one threshold in the domain; other columns are not read."""
     there = score_store.days(root, product)
     if there.empty:
         return None
@@ -188,7 +191,8 @@ def _stored_sums(root: str, product: str, settings: SkillSettings) -> xr.Dataset
             end = day + pd.Timedelta("1D") - pd.Timedelta("1ns")
             known = [*wanted, "model"] if "model" in names else wanted
             found.append(read_rows(root, product, max(day, since), end, known))
-    return score_store.from_rows(pd.concat(found, ignore_index=True))
+    rows = pd.concat(found, ignore_index=True)
+    return score_store.from_rows(rows[rows["region"] == DOMAIN])
 
 
 # What it is --------------------------------------------------------------------------------------
@@ -229,7 +233,7 @@ def recent_skill(
 
 def _of_event(sums: xr.Dataset, settings: SkillSettings) -> xr.Dataset:
     """The counts and pixels (init_time, forecaster, lead_time) of the window, in order of time."""
-    sums = sums[[*COUNTS, "pixels"]].sel(region="domain", drop=True)
+    sums = sums[[*COUNTS, "pixels"]].sel(region=DOMAIN, drop=True)
     sums = sums.sel(threshold=settings.threshold_mm_h, method="nearest")
     sums = sums.sortby(["init_time", "lead_time"])
     sums = sums.sel(init_time=(sums["pixels"] > 0).any(("forecaster", "lead_time")))

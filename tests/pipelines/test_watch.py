@@ -6,14 +6,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
 
 from pipelines import storage, watch
 from pipelines.archive import Status, archive_url
 from pipelines.errors import NotFoundError
-from pipelines.scores import contingency, save_sums
+from pipelines.score_store import write_scores
+from pipelines.skill import SkillSettings, skill_url, update_skill
 from pipelines.watch import WatchSettings, age_text, as_dict, crossed, look, recent_status
 from tests.service import PRODUCT, publish_by_hand
+from tests.verified import verified
 
 STEP = pd.Timedelta("5min")
 START = pd.Timestamp("2024-06-01T00:00")
@@ -130,7 +131,7 @@ def test_no_listing_is_made_where_every_frame_has_its_forecast(root, grid, archi
     archive_of(range(3))
     for time in at(0, 1, 2):
         publish_by_hand(root, grid, time)
-    monkeypatch.setattr(storage, "names", None)  # which would be called
+    monkeypatch.setattr(watch, "published_names", None)  # which would be called
     assert look(root, PRODUCT).unforecast == []
 
 
@@ -146,32 +147,57 @@ def test_the_champion_of_the_model_that_was_asked_for(root, grid, archive_of):
     assert look(root, PRODUCT).champion == "rain/v9"
 
 
-def test_recent_skill_is_csi_at_the_lowest_threshold(root, archive_of):
-    """Observed: 6 of 8 rows wet. One forecaster has 4 of them: 4/6; one has rain all over: 6/8."""
+def skilled(root, hours=30, model=f"{PRODUCT}/v1", net=0.4):
+    """Verified up to slot 0: hours of forecasts by a model, behind advection unless told else."""
+    times = pd.date_range(end=START, periods=hours, freq="h")
+    csi = {"served": [(net, 0.2)], "persistence": [(0.3, 0.3)], "advection": [(0.6, 0.6)]}
+    write_scores(root, PRODUCT, [verified(times, csi, served=model)])
+    update_skill(root, PRODUCT, SkillSettings())
+
+
+def test_the_skill_is_that_of_the_last_verification(root, archive_of):
     archive_of([0])
     assert look(root, PRODUCT).skill is None
-    leads = pd.timedelta_range("5min", periods=2, freq="5min")
-    zeros = xr.DataArray(
-        np.zeros((2, 8, 8)), dims=("lead_time", "y", "x"), coords={"lead_time": leads}
-    )
-    row = xr.DataArray(np.arange(8), dims="y")
-    observed = zeros + (row < 6)
-    parts = [contingency(zeros + wet, observed, (5.0, 0.5)) for wet in (row < 4, row < 8)]
-    sums = xr.concat(parts, pd.Index(["net/1", "persistence"], name="forecaster", dtype=object))
-    save_sums(root, PRODUCT, sums)
+    skilled(root)
     skill = look(root, PRODUCT).skill
-    assert skill.threshold == 0.5
-    assert list(skill.values()) == [
-        (name, lead, pytest.approx(csi))
-        for name, csi in (("net/1", 4 / 6), ("persistence", 6 / 8))
-        for lead in leads
-    ]
-    told = as_dict(look(root, PRODUCT), [])["skill"]["csi"]
-    assert told["persistence"] == {"5min": 0.75, "10min": 0.75}
-    folder = storage.join(root, "scores", PRODUCT)
-    name = storage.read_json(f"{folder}/latest.json")["scores"]
-    storage.remove(f"{folder}/{name}")
-    assert look(root, PRODUCT).skill is None, "scores that were removed since are none"
+    assert skill.threshold_mm_h == 0.5
+    assert skill.of("persistence").csi == pytest.approx((0.3, 0.3))
+    told = json.loads(json.dumps(as_dict(look(root, PRODUCT), []), allow_nan=False))["skill"]
+    assert told["csi"]["test/v1"] == {"5min": pytest.approx(0.4), "10min": pytest.approx(0.2)}
+    assert told["trust_horizon"]["test/v1"] == {
+        "seconds": 300,
+        "reached": True,
+        "interval_seconds": [300, 300],
+    }
+    assert told["behind_advection_since"]["test/v1"] == "2024-05-30T19:00:00Z"
+    assert told["behind_advection_since"]["advection"] is None
+    assert (told["since"], told["until"]) == ("2024-05-30T19:00:00Z", "2024-06-01T00:00:00Z")
+
+
+def test_a_skill_that_cannot_be_read_is_none(root, archive_of):
+    archive_of([0])
+    skilled(root)
+    storage.write_bytes(skill_url(root, PRODUCT), b"{")
+    assert look(root, PRODUCT).skill is None
+
+
+def test_a_champion_behind_advection_is_a_line(root, grid, archive_of):
+    """29 hours are over."""
+    archive_of([0])
+    publish_by_hand(root, grid, at(0)[0], model="advection", requested_model=f"{PRODUCT}/v1")
+    skilled(root)
+    settings = {"longest_behind": dt.timedelta(hours=28)}
+
+    def lines(**settings):
+        return crossed(look(root, PRODUCT, time=at(1)[0]), WatchSettings(**settings))
+
+    assert lines(**settings) == [], "nobody is champion"
+    champion = storage.join(root, "models", PRODUCT, "champion.json")
+    storage.write_json(champion, {"version": "v1"})
+    assert lines(**settings) == ["test/v1 has been behind advection for 29h; limit 28h"]
+    assert lines(longest_behind=dt.timedelta(hours=29)) == []
+    storage.write_json(champion, {"version": "v2"})
+    assert lines(**settings) == [], "it has begun anew"
 
 
 LIMITS = {
