@@ -41,7 +41,7 @@ from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
 from pipelines.skill import RecentSkill
 from pipelines.skill_attributes import skill_attributes
-from pipelines.times import Duration, format_duration, lead_times, now, time_text
+from pipelines.times import Duration, DurationOrNever, format_duration, lead_times, now, time_text
 from pipelines.window import window
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,10 @@ class NowcastSettings(Section):
         description="Frames this much older than the newest still get their nowcast, or a new one "
         "when a frame it is made from comes late or is corrected.",
     )
-    fallback_after: Duration | None = Field(
+    fallback_after: DurationOrNever = Field(
         dt.timedelta(hours=24),
         description="A model whose verified forecasts have been behind advection's for so long is "
-        "not served; at most verify.skill.window. None: it always is.",
+        "not served; at most verify.skill.window. never: it always is.",
     )
     skill_expires: Duration = Field(
         dt.timedelta(hours=6),

@@ -52,6 +52,14 @@ Duration = Annotated[
 """A timedelta that reads and prints as ``5min``."""
 
 
+DurationOrNever = Annotated[
+    Duration | None,
+    BeforeValidator(lambda value: None if value == "never" else value),
+    PlainSerializer(lambda v: "never" if v is None else format_duration(v), return_type=str),
+]
+"""A duration, or None, which reads and prints as ``never``: settings take None for not given."""
+
+
 def utc(value: object) -> pd.Timestamp:
     """Any time as a naive UTC timestamp. Times without a zone are taken as UTC.
 
