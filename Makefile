@@ -13,7 +13,7 @@ demo: $(READY)
 
 # Two processes, a module's tests in one of them: most of the time is spent waiting for servers.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The fast loop.
 check: lint

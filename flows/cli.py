@@ -12,7 +12,7 @@ from cyclopts import App, CycloptsError
 
 from flows.archive_commands import app as archive_app
 from flows.export_command import export
-from flows.forecast_commands import prune
+from flows.forecast_commands import calibrate, prune
 from flows.options import Common, overrides_of, settings_of
 from flows.registry_commands import app as registry_app
 from flows.replay_command import replay
@@ -41,7 +41,7 @@ them with their values and origins.
 app = App(name="squall", help=HELP, help_format="plaintext", version_flags=["--version"])
 app.command(archive_app)
 app.command(registry_app)
-for command in (train, tune, moving_mnist, replay, export, prune, status, latency):
+for command in (train, tune, moving_mnist, replay, export, calibrate, prune, status, latency):
     app.command(command)
 
 
@@ -209,19 +209,35 @@ def nowcast(
 
 
 @app.command
-def verify(*, common: Common | None = None) -> None:
-    """Score published forecasts against what was observed, beside persistence and advection.
+def verify(
+    *, partial: bool | None = None, report: str | None = None, common: Common | None = None
+) -> None:
+    """Score the forecasts that were served against what was observed, beside the baselines.
+
+    Each once the frame of its last lead time has come, and again only if something changed.
 
     Example: squall verify --product knmi
+
+    Parameters
+    ----------
+    partial: Score forecasts of which only some lead times have come as well.
+    report: Write a page with all scores, intervals, maps and latency there: report.html.
     """
     from flows.report import print_verification
     from flows.verify import verify as flow
 
-    settings = settings_of(common)
-    report = flow(
+    settings = settings_of(common, verify={"partial": partial})
+    verified = flow(
         root=settings.root, product=settings.product, verify=settings.verify, progress=True
     )
-    print_verification(report)
+    print_verification(verified)
+    if report is not None:
+        from flows.verification_report import verification_page
+        from pipelines.storage import display, normalise, write_bytes
+
+        url = normalise(report)
+        write_bytes(url, verification_page(settings, verified).encode())
+        print(f"report: {display(url)}")
 
 
 @app.command

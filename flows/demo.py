@@ -49,6 +49,7 @@ SYNTHETIC: dict[str, Any] = {
         "score_events": 2,
     },
     "nowcast": {"lead_time": "30min"},
+    "verify": {"partial": True},
 }
 """Settings that differ from the defaults: small enough for two cores and a few minutes."""
 
@@ -61,7 +62,8 @@ REAL: dict[str, Any] = {
         "network": {"hidden_channels": (32, 32)},
         "tracking": {"kind": "tensorboard"},
         "score_events": 2,
-    }
+    },
+    "verify": {"partial": True},
 }
 
 
@@ -147,7 +149,8 @@ def arrivals(settings: Settings, files: list[FrameFile], progress: bool = False)
         service_of(settings) as service,
         bar(len(files), "replay", "file", shown=progress) as shown,
     ):
-        service = replace(service, since=min(file.valid_time for file in files))
+        since = min(file.valid_time for file in files)
+        service = replace(service, since=since, shadows=None)
         for done in replay_arrivals(service, files):
             report.outcomes += done.outcomes
             if done.trouble is not None:

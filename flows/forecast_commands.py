@@ -1,4 +1,8 @@
-"""`squall prune`: old forecasts into a store a day, very old ones away."""
+"""`squall prune` and `squall calibrate`."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from flows.options import Common, settings_of
 
@@ -26,3 +30,33 @@ def prune(
         progress=True,
     )
     print(report)
+
+
+def calibrate(
+    *,
+    force: Annotated[bool, Parameter(negative=())] = False,
+    common: Common | None = None,
+) -> None:
+    """Correct exceedance probabilities by how often it rained when they were given.
+
+    Fitted on the ensembles that `squall verify` has scored; nowcasts use it if it is proven to
+    help on events that the fit has not seen. Example: squall calibrate --product knmi
+
+    Parameters
+    ----------
+    force: Use it though it is not proven to help.
+    """
+    from flows.calibrate import calibrate as flow
+    from flows.calibrate import calibration_table
+    from flows.report import console, titled
+
+    settings = settings_of(common)
+    calibration = flow(
+        root=settings.root, product=settings.product, calibrate=settings.calibrate, force=force
+    )
+    rows = calibration_table(calibration)
+    table = titled(f"{calibration.forecaster}, events that the fit had not seen", rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    print(f"calibration: {calibration.version}, of {calibration.forecasts} forecasts")

@@ -21,6 +21,7 @@ from models.rounds import (
     publish_nowcast,
     rounds,
 )
+from models.shadowing import Shadows, ShadowSettings
 from pipelines.archive import Archive, archive_url
 from pipelines.forecasts import ensemble_mean, open_forecast
 from pipelines.ingest import IngestSettings
@@ -37,6 +38,7 @@ def nowcast(
     product: str | None = None,
     ingest: IngestSettings | None = None,
     nowcast: NowcastSettings | None = None,
+    shadow: ShadowSettings | None = None,
     since: dt.datetime | None = None,
     until: dt.datetime | None = None,
     progress: bool = False,
@@ -53,11 +55,14 @@ def nowcast(
         product: Which archive; as squall.toml or the environment say.
         ingest: Where new files appear and how they are read; overrides squall.toml where given.
         nowcast: How forecasts are made; overrides squall.toml where given.
+        shadow: Who forecasts beside, where no reader looks; overrides squall.toml where given.
         since: Instead, forecast from all frames at or after this time, UTC, the oldest first.
         until: Instead, forecast from all frames at or before this time, UTC, the oldest first.
         progress: Show a bar.
     """
-    settings = load_settings(root=root, product=product, ingest=ingest, nowcast=nowcast)
+    settings = load_settings(
+        root=root, product=product, ingest=ingest, nowcast=nowcast, shadow=shadow
+    )
     report = NowcastReport()
     with (
         service_of(settings) as service,
@@ -72,6 +77,7 @@ def nowcast(
             report.outcomes.append(outcome)
             tell(settings.product, outcome)
             shown.update()
+        report.shadows = dict(service.shadows.done) if service.shadows else {}
     create_markdown_artifact(
         key="nowcast-report", markdown=str(report), description=f"{settings.product}: the last run"
     )
@@ -86,9 +92,18 @@ def nowcast(
 def service_of(settings: Settings) -> Iterator[Service]:
     """The service that the settings describe, its steps as Prefect tasks."""
     model = settings.nowcast.model or settings.product
-    with Nowcaster(settings.root, model, settings.nowcast) as nowcaster:
+    with (
+        Nowcaster(settings.root, model, settings.nowcast) as nowcaster,
+        Shadows(settings.root, nowcaster, settings.shadow) as shadows,
+    ):
         yield Service(
-            settings.root, settings.product, settings.ingest, nowcaster, ingest_task, nowcast_task
+            settings.root,
+            settings.product,
+            settings.ingest,
+            nowcaster,
+            ingest_task,
+            nowcast_task,
+            shadows=shadows,
         )
 
 

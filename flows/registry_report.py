@@ -19,6 +19,7 @@ def summary(root: str, card: Card) -> dict[str, Any]:
     return {
         "model": card.id,
         "champion": bool(history) and history[-1].version == card.version,
+        "reason": str(history[-1]) if history and history[-1].version == card.version else None,
         "created": card.created,
         "window": card.window,
         "parent": card.parent,
@@ -29,9 +30,16 @@ def summary(root: str, card: Card) -> dict[str, Any]:
 def details(root: str, card: Card) -> dict[str, Any]:
     """All that is known of a version: its summary, card, times as champion, and sums."""
     sums = read_scores(root, card.name, card.version)
-    since = [one.since for one in reigns(root, card.name) if one.version == card.version]
-    content = None if sums is None else to_json(sums)
-    return summary(root, card) | card.model_dump() | {"champion_since": since, "scores": content}
+    own = [one for one in reigns(root, card.name) if one.version == card.version]
+    return (
+        summary(root, card)
+        | card.model_dump()
+        | {
+            "champion_since": [one.since for one in own],
+            "reigns": [asdict(one) | {"reason": str(one)} for one in own],
+            "scores": None if sums is None else to_json(sums),
+        }
+    )
 
 
 def print_versions(entries: list[dict[str, Any]], where: str) -> None:
@@ -42,7 +50,8 @@ def print_versions(entries: list[dict[str, Any]], where: str) -> None:
     rows = titled("Models", ("version", "scores (best baseline)"))
     rows.columns[0].no_wrap = True
     for entry in entries:
-        lines = [entry["model"], *(["champion"] if entry["champion"] else [])]
+        lines = [entry["model"]]
+        lines += [f"champion, {entry['reason']}"] if entry["champion"] else []
         lines += [f"made {entry['created'][:16]}"]
         lines += [f"on {entry['window']}"] if entry["window"] else []
         scores = "\n".join(_headline(one) for one in entry["headlines"])
@@ -63,7 +72,10 @@ def print_version(root: str, card: Card) -> None:
     lines = {
         "model": card.id,
         "champion": ("now; " if facts["champion"] else "")
-        + (f"since {', '.join(facts['champion_since'])}" if facts["champion_since"] else "never"),
+        + (
+            "; ".join(f"since {one['since']}, {one['reason']}" for one in facts["reigns"])
+            or "never"
+        ),
         "made": " ".join([card.created, "by", *(f"{of} {v}" for of, v in card.code.items())]),
         "trained on from": card.parent or "nothing",
         "weights": f"{card.parameters:,} parameters, sha256 {card.weights_sha256}",

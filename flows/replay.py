@@ -249,7 +249,8 @@ def _summary(
     except NotFoundError:
         how_long = None
     try:
-        scores = verify_forecasts(root, product, settings.verify, progress=progress)
+        all_that_comes = settings.verify.model_copy(update={"partial": True})
+        scores = verify_forecasts(root, product, all_that_comes, progress=progress)
     except NotFoundError:
         scores = None
     missing = explain(root, product, init_times, arrivals, rounds, settings.nowcast.catch_up)

@@ -170,13 +170,12 @@ def print_archive(info: ArchiveInfo) -> None:
 
 
 def print_verification(report: VerifyReport) -> None:
-    """The score table, and how much of what it is of."""
+    """The score table, what it is of, and why some forecasts are not in it."""
     print_scores(report.table())
-    waiting = f"; {report.waiting} have no later frame yet" if report.waiting else ""
-    console.print(
-        f"{report.verified} forecasts verified{waiting}; all forecasters on the same pixels"
-    )
-    console.print(f"scores: {display(report.sums_url)}", soft_wrap=True)
+    console.print(f"{report.counts()}; all forecasters on the same pixels", soft_wrap=True)
+    for time, why in report.failed.items():
+        console.print(f"  {time}: {why}", soft_wrap=True)
+    console.print(f"scores: {display(report.scores_url)}", soft_wrap=True)
 
 
 def print_scores(rows: list[dict[str, str]]) -> None:

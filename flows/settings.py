@@ -20,9 +20,12 @@ from flows.layers import (
     toml_settings,
 )
 from models.nowcasting import NowcastSettings
+from models.shadowing import ShadowSettings
 from models.training import TrainSettings
 from models.tune import TuneSettings
+from models.verdict import PromotionSettings
 from models.verification import VerifySettings
+from pipelines.calibration import CalibrateSettings
 from pipelines.ingest import IngestSettings
 from pipelines.retention import RetentionSettings
 from pipelines.watch import WatchSettings
@@ -35,7 +38,10 @@ class Settings(Place):
     train: TrainSettings = TrainSettings()
     tune: TuneSettings = TuneSettings()
     nowcast: NowcastSettings = NowcastSettings()
+    shadow: ShadowSettings = ShadowSettings()
     verify: VerifySettings = VerifySettings()
+    calibrate: CalibrateSettings = CalibrateSettings()
+    promote: PromotionSettings = PromotionSettings()
     watch: WatchSettings = WatchSettings()
     retention: RetentionSettings = RetentionSettings()
 

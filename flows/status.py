@@ -18,7 +18,17 @@ from pipelines.times import format_duration, time_text
 from pipelines.trust import PERSISTENCE
 from pipelines.watch import ServiceStatus, WatchSettings, age_text, crossed, look
 
-OTHERS = ("ingest", "train", "tune", "nowcast", "verify", "retention")
+OTHERS = (
+    "ingest",
+    "train",
+    "tune",
+    "nowcast",
+    "shadow",
+    "verify",
+    "calibrate",
+    "promote",
+    "retention",
+)
 """Sections of `flows.settings.Settings` that are not looked at here: they would bring torch."""
 
 console = Console(highlight=False, soft_wrap=True)

@@ -27,9 +27,11 @@ from flows.tasks import retrying
 from flows.verify import score_table
 from models import jobs
 from models.card import read_card, read_scores
+from models.registry import reigns
 from models.run_status import RunStatus, mark_stopped, read_status, reported
 from models.train import train_model
 from models.training import TrainSettings
+from models.verdict import PromotionSettings
 from pipelines import storage
 from pipelines.archive import archive_url
 from pipelines.compact import best_for_training
@@ -56,11 +58,16 @@ def train(
     root: str | None = None,
     product: str | None = None,
     train: TrainSettings | None = None,
+    promote: PromotionSettings | None = None,
     submit: str | None = None,
     environment: list[str] | None = None,
     progress: bool = False,
 ) -> str:
-    """Train a network on the archive of a product with Ray Train; the new champion's id.
+    """Train a network on the archive of a product with Ray Train; the new version's id.
+
+    It is registered as a challenger: the flow `promote`, or `squall registry promote`, makes it the
+    champion once its forecasts have proven better. The first version of a name is the champion at
+    once, unproven.
 
     Where the archive has been compacted, the training layout is brought up to date and read.
     Submitted to a cluster, the training is a Ray job that lives as long as this flow run: a retry
@@ -70,12 +77,14 @@ def train(
         root: Where the stores are; as squall.toml and the environment say, if not given.
         product: Which archive; likewise.
         train: The network and how it learns; likewise, each of its settings.
+        promote: Here only `first` counts: whether a first version becomes the champion.
         submit: Train on the Ray cluster whose dashboard is at this address, http://HEAD:8265.
         environment: Names of further variables that the job gets; the cluster's users see them.
         progress: Show a bar and, of a job, its log.
     """
-    settings = load_settings(root=root, product=product, train=train)
+    settings = load_settings(root=root, product=product, train=train, promote=promote)
     root, product = settings.root, settings.product
+    first = settings.promote.first
     name = settings.train.model or product
     run = settings.train.run or f"{name}-{str(this_flow_run.id)[-12:]}"
     section = settings.train.model_copy(update={"run": run})
@@ -86,11 +95,15 @@ def train(
     with shown_progress(root, run, as_bar=progress and submit is not None):
         if submit is None:
             model_id = reported(
-                root, run, lambda: train_task(root, name, url, section, progress=progress)
+                root,
+                run,
+                lambda: train_task(root, name, url, section, first=first, progress=progress),
             )
         else:
             passed = [*jobs.ENVIRONMENT, *(environment or [])]
-            model_id = train_on_cluster(submit, root, product, section, run, passed, shown=progress)
+            model_id = train_on_cluster(
+                submit, root, product, section, run, passed, first=first, shown=progress
+            )
     publish_scores(root, model_id)
     return model_id
 
@@ -103,6 +116,7 @@ def train_on_cluster(
     run: str,
     environment: list[str],
     *,
+    first: bool,
     shown: bool,
 ) -> str:
     """Train by a Ray job, its log among this flow run's; the model's id.
@@ -122,7 +136,14 @@ def train_on_cluster(
     job = None
     try:
         job = submit_task(
-            address, root, product, settings, run, environment=environment, labels=labels
+            address,
+            root,
+            product,
+            settings,
+            run,
+            first=first,
+            environment=environment,
+            labels=labels,
         )
         jobs.follow(address, job, tell, lambda status: tell(f"job {job}: {status}"))
     except BaseException as error:
@@ -205,7 +226,7 @@ def publish_scores(root: str, model_id: str) -> None:
     card = read_card(root, name, version)
     create_table_artifact(
         key="training-metrics",
-        table=[{"model": model_id, **card.metrics}],
+        table=[{"model": model_id, "standing": standing(root, model_id), **card.metrics}],
         description="Loss per observed pixel, normalised; persistence's on the same samples",
     )
     sums = read_scores(root, name, version)
@@ -215,3 +236,12 @@ def publish_scores(root: str, model_id: str) -> None:
             table=score_table(sums),
             description=f"{sums.attrs.get('events')} validation events, same pixels for all",
         )
+
+
+def standing(root: str, model_id: str) -> str:
+    """Whether a new version is the champion, and if not how it may become it."""
+    name, _, version = model_id.partition("/")
+    history = reigns(root, name)
+    if history and history[-1].version == version:
+        return f"champion, {history[-1]}"
+    return f"challenger; once proven better: squall registry promote {model_id}"

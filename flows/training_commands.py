@@ -19,7 +19,10 @@ def train(
     env: Annotated[list[str] | None, Parameter(negative=())] = None,
     common: Common | None = None,
 ) -> None:
-    """Train a network on the archive with Ray Train and make it the champion.
+    """Train a network on the archive with Ray Train, and register it as a challenger.
+
+    Forecasts in shadow show whether it is better than the champion: `squall registry promote`. The
+    first version of a name becomes the champion at once.
 
     Example: squall train --product knmi --end 2010-08-26T04:55 --set train.workers=4
 
@@ -33,6 +36,7 @@ def train(
     env: Name of a variable that the job gets from here; repeat it for more. Whoever sees the
         cluster's jobs sees its value.
     """
+    from flows.train import standing
     from flows.train import train as flow
     from pipelines.storage import display, join
 
@@ -42,11 +46,13 @@ def train(
             root=settings.root,
             product=settings.product,
             train=settings.train,
+            promote=settings.promote,
             submit=submit,
             environment=env,
             progress=True,
         )
     print(f"model: {display(join(settings.root, 'models', model))}")
+    print(standing(settings.root, model))
 
 
 def tune(

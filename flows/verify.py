@@ -1,6 +1,9 @@
-"""The verification flow: published forecasts against what came, beside the baselines."""
+"""The verification flow: what was served against what came, beside baselines and challengers."""
 
 import contextlib
+import datetime as dt
+import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import pandas as pd
@@ -9,17 +12,23 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.settings import load_settings
-from flows.tasks import retrying
-from models.verification import VerifySettings, verify_forecast
-from pipelines import storage
+from flows.tasks import publish_picture, retrying
+from models.verification import Failure, VerifySettings, died, rules, try_forecast
 from pipelines.archive import archive_url
-from pipelines.errors import NotFoundError
-from pipelines.forecasts import published_init_times
+from pipelines.due import Due, agenda
+from pipelines.errors import NotFoundError, SquallError
 from pipelines.progress import bar
-from pipelines.scores import merge, save_sums, scores
-from pipelines.times import format_duration
+from pipelines.score_pictures import served_first, skill_picture
+from pipelines.score_store import folder_url, total, write_scores
+from pipelines.scores import scores
+from pipelines.skill import update_skill
+from pipelines.times import format_duration, time_text
 from pipelines.workers import run_parallel
 
+log = logging.getLogger(__name__)
+
+BATCH = 16
+"""Forecasts whose sums are stored together: no more are lost where a run is cut short."""
 TABLE_THRESHOLDS = 3
 TABLE_SCALES = 2
 """The score table shows the lowest thresholds, and at the lowest one the largest scales; the stored
@@ -28,57 +37,122 @@ sums have all."""
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Sums by forecaster, lead time and threshold, and how many forecasts they are of.
+    """Sums of the asked period by forecaster, lead time, region, …, and how they came about.
 
-    `waiting` forecasts have no observation yet. `sums_url` is where the sums are stored.
+    `verified` forecasts are in the sums; those that were served are by `models`, so many each.
+    `scored` of them were scored in this run, `unchanged` ones stay as they were. `waiting` are
+    those whose last frame has not come, `missing` the valid times without a frame. `failed` says by
+    init_time why a forecast could not be scored: the next run tries again. The sums of each
+    forecast are stored at `scores_url`.
     """
 
     sums: xr.Dataset
     verified: int
+    models: Counter[str]
+    scored: int
+    unchanged: int
     waiting: int
-    sums_url: str
+    missing: int
+    failed: dict[str, str]
+    scores_url: str
 
     def table(self) -> list[dict[str, str]]:
         """CSI, FSS, MAE and MSE of each forecaster, by lead time."""
         return score_table(self.sums)
 
+    def counts(self) -> str:
+        """What the sums are of, in a sentence."""
+        by = ", ".join(f"{name or 'unknown'} {count}" for name, count in self.models.most_common())
+        text = (
+            f"{self.verified} forecasts verified, served by {by}; {self.scored} scored now, "
+            f"{self.unchanged} unchanged, {self.waiting} waiting for their last frame, "
+            f"{self.missing} frames to verify with missing"
+        )
+        return text + (f", {len(self.failed)} failed" if self.failed else "")
+
 
 def verify_forecasts(
-    root: str, product: str, settings: VerifySettings, *, progress: bool = False
+    root: str,
+    product: str,
+    settings: VerifySettings,
+    *,
+    keep: dt.timedelta | None = None,
+    progress: bool = False,
 ) -> VerifyReport:
-    """Score all published forecasts, each in a Dask task, and store the merged sums.
+    """Score the forecasts that are due, each in a Dask task, store that, and add all up.
 
-    Raises `NotFoundError` where there is no forecast, or none with an observation yet.
+    `keep` : how much longer than the newest forecast scores are kept (`retention.scores`); older
+    forecasts are not scored. Raises `NotFoundError` where nothing is scored, now or before, and
+    `SquallError` where no forecast that is due can be.
     """
-    init_times = published_init_times(root, product)
-    if settings.since is not None and len(init_times):
-        init_times = init_times[init_times >= init_times[-1] - pd.Timedelta(settings.since)]
-    url = archive_url(root, product)
-    results = run_parallel(
-        verify_forecast,
-        [(root, product, url, init_time, settings) for init_time in init_times],
-        workers=settings.workers,
+    since = min(filter(None, (settings.since, keep)), default=None)
+    plan = agenda(
+        root,
+        product,
+        rules(settings),
+        settings.baselines,
+        since=None if since is None else pd.Timedelta(since),
+        partial=settings.partial,
     )
-    parts: list[xr.Dataset] = []
-    with (
-        contextlib.closing(results),
-        bar(len(init_times), "verify", "forecast", shown=progress) as shown,
-    ):
-        for part in results:
-            parts += [] if part is None else [part]
-            shown.update()
-    if not parts:
+    failed = _score(root, product, plan.due, settings, progress=progress)
+    if failed and len(failed) == len(plan.due):
+        raise SquallError(
+            "no forecast that is due can be scored",
+            found=f"{len(failed)}, the first of {next(iter(failed.items()))}",
+            expected="forecasts and frames that can be read",
+            remedy="look at that forecast; `squall archive validate` looks at the frames",
+        )
+    update_skill(root, product, settings.skill)
+    try:
+        of_period = total(root, product, plan.start)
+    except NotFoundError:
         raise NotFoundError(
             "nothing to verify",
-            found=f"{len(init_times)} forecasts of {product!r}, none with a later frame",
-            expected="a forecast and at least one frame newer than its init_time",
-            remedy="run `squall nowcast`, ingest newer frames, then verify",
-        )
-    sums = merge(parts)
-    sums_url = save_sums(root, product, sums)
-    report = VerifyReport(sums, len(parts), len(init_times) - len(parts), sums_url)
-    storage.write_bytes(f"{sums_url.rsplit('/', 1)[0]}/latest.md", markdown(report).encode())
-    return report
+            found=f"{plan.waiting} forecasts of {product!r} that wait for their last frame",
+            expected="a forecast whose last valid time has come",
+            remedy="run `squall nowcast`, ingest newer frames, then verify; or score what came: "
+            "`squall verify --partial`",
+        ) from None
+    return VerifyReport(
+        of_period.sums,
+        of_period.forecasts,
+        of_period.models,
+        scored=len(plan.due) - len(failed),
+        unchanged=plan.unchanged,
+        waiting=plan.waiting,
+        missing=len(plan.missing),
+        failed=failed,
+        scores_url=folder_url(root, product),
+    )
+
+
+def _score(
+    root: str, product: str, due: list[Due], settings: VerifySettings, *, progress: bool
+) -> dict[str, str]:
+    """Score forecasts and store their sums as they come; why some failed, by init_time."""
+    failed: dict[str, str] = {}
+    parts: list[xr.Dataset] = []
+    url = archive_url(root, product)
+    results = run_parallel(
+        try_forecast,
+        [(root, product, url, one, settings) for one in due],
+        workers=settings.workers,
+        on_death=died,
+    )
+    with contextlib.closing(results), bar(len(due), "verify", "forecast", shown=progress) as shown:
+        for result in results:
+            if isinstance(result, Failure):
+                failed[time_text(result.init_time)] = result.why
+            else:
+                parts.append(result)
+            if len(parts) == BATCH:
+                write_scores(root, product, parts)
+                parts = []
+            shown.update()
+    write_scores(root, product, parts)
+    for time, why in failed.items():
+        log.warning("the forecast of %s is not scored: %s", time, why)
+    return failed
 
 
 verify_task = retrying(verify_forecasts, "verify forecasts")
@@ -91,7 +165,10 @@ def verify(
     verify: VerifySettings | None = None,
     progress: bool = False,
 ) -> VerifyReport:
-    """Score the published forecasts of a product against its archive.
+    """Score what was served of a product against its archive: each forecast once it can be.
+
+    Again only where an observation was corrected, a shadow forecast was made or settings changed,
+    so it may run as often as you like.
 
     Args:
         root: Where the stores are; as squall.toml and the environment say, if not given.
@@ -100,18 +177,26 @@ def verify(
         progress: Show a bar.
     """
     settings = load_settings(root=root, product=product, verify=verify)
-    report = verify_task(settings.root, settings.product, settings.verify, progress=progress)
-    create_table_artifact(
-        key="scores",
-        table=report.table(),
-        description=f"{settings.product}: {report.verified} forecasts, same pixels for all",
+    report = verify_task(
+        settings.root,
+        settings.product,
+        settings.verify,
+        keep=settings.retention.scores,
+        progress=progress,
     )
+    about = f"{settings.product}: {report.counts()}; same pixels for all"
+    create_table_artifact(key="scores", table=report.table(), description=about)
+    if report.scored:
+        publish_picture("skill", skill_picture(report.sums), about)
     return report
 
 
 def score_table(sums: xr.Dataset) -> list[dict[str, str]]:
-    """Scores as text: a row per score and forecaster, a column per lead time; – for no cases."""
-    values = scores(sums)
+    """Scores as text: a row per score and forecaster, a column per lead time; – for no cases.
+
+    Of the whole domain, what was served first.
+    """
+    values = served_first(scores(sums))
     groups = {
         f"CSI ≥ {threshold:g} mm/h": values["csi"].sel(threshold=threshold)
         for threshold in values["threshold"].values[:TABLE_THRESHOLDS]
@@ -124,7 +209,7 @@ def score_table(sums: xr.Dataset) -> list[dict[str, str]]:
         }
     groups |= {"MAE (mm/h)": values["mae"], "MSE (mm²/h²)": values["mse"]}
     return [
-        {"score": title, "forecaster": str(name).partition("/")[0]}
+        {"score": title, "forecaster": str(name)}
         | {
             format_duration(pd.Timedelta(lead)): _text(
                 float(score.sel(forecaster=name, lead_time=lead))
@@ -142,10 +227,7 @@ def markdown(report: VerifyReport) -> str:
     names = list(rows[0])
     lines = [" | ".join(names), " | ".join(["---", "---", *["---:"] * (len(names) - 2)])]
     lines += [" | ".join(row[name] for name in names) for row in rows]
-    note = (
-        f"{report.verified} forecasts verified, {report.waiting} without an observation yet; all "
-        f"forecasters on the same pixels. {', '.join(map(str, report.sums['forecaster'].values))}."
-    )
+    note = f"{report.counts()}; all forecasters on the same pixels."
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}\n"
 
 

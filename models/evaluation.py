@@ -12,11 +12,12 @@ from models.baselines import BASELINES
 from models.forecaster import Forecaster
 from models.past import read_past
 from pipelines.archive import Archive
+from pipelines.compare import DOMAIN, Scoring, compare
 from pipelines.errors import NotFoundError, TooFewFramesError
 from pipelines.forecasts import ensemble_mean
-from pipelines.fss import SCALES_KM, windows
+from pipelines.fss import SCALES_KM
 from pipelines.progress import bar
-from pipelines.scores import THRESHOLDS_MM_H, compare, merge
+from pipelines.scores import THRESHOLDS_MM_H, merge
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ def evaluate_forecasters(
     ------
     NotFoundError : no event is left
     """
-    archive, init_times, thresholds = Archive(archive_url), list(init_times), list(thresholds_mm_h)
-    sizes = windows(archive.grid, scales_km)
+    archive, init_times = Archive(archive_url), list(init_times)
+    scoring = Scoring.on(archive.grid, thresholds_mm_h, scales_km)
     parts: list[xr.Dataset] = []
     with bar(len(init_times), "evaluate", "event", shown=progress) as shown:
         for init_time in init_times:
@@ -57,7 +58,7 @@ def evaluate_forecasters(
             came = pd.TimedeltaIndex(observed["lead_time"].values)
             fields = _forecasts(archive, forecasters, init_time, came) if len(came) else {}
             if fields:
-                parts.append(compare(fields, observed, thresholds, sizes))
+                parts.append(compare(fields, observed, scoring).sel(region=DOMAIN, drop=True))
             shown.update()
     scored = Counter(name for part in parts for name in part["forecaster"].values)
     kept = [name for name in forecasters if 2 * scored[name] >= len(parts)]

@@ -55,6 +55,7 @@ def submit(
     settings: TrainSettings,
     run: str,
     *,
+    first: bool = True,
     environment: Iterable[str] = ENVIRONMENT,
     labels: Mapping[str, str] | None = None,
 ) -> str:
@@ -63,6 +64,7 @@ def submit(
     Parameters
     ----------
     address : of the cluster's dashboard, such as http://HEAD:8265
+    first : whether a first version becomes the champion: see `models.train.train_model`
     environment : names of variables that the job gets with their values of here, where they are
         set; whoever can see the cluster's jobs can see them
     labels : kept with the job; see `running`
@@ -78,7 +80,7 @@ def submit(
         )
     client = _client(address)
     root = storage.normalise(root)
-    entrypoint = _entrypoint(root, product, settings, run)
+    entrypoint = _entrypoint(root, product, settings, run, first=first)
     for submission_id in _ids(root, run):
         job = _job(client, submission_id)
         if job is None:
@@ -198,12 +200,13 @@ def _ids(root: str, run: str) -> Iterator[str]:
         yield base if attempt == 1 else f"{base}-{attempt}"
 
 
-def _entrypoint(root: str, product: str, settings: TrainSettings, run: str) -> str:
+def _entrypoint(root: str, product: str, settings: TrainSettings, run: str, *, first: bool) -> str:
     ours = settings.model_copy(update={"run": None, "ray_address": None})
     given = {"root": root, "product": product, "run": run}
     words = ["python", "-m", "models.train"]
     for name, value in given.items():
         words += [f"--{name}", value]
+    words += [] if first else ["--no-first"]
     return shlex.join([*words, "--settings", ours.model_dump_json(exclude_defaults=True)])
 
 

@@ -4,20 +4,15 @@ The forecaster that was asked for runs in a process of its own, with a deadline.
 missing, broken or too slow, or forecasts what cannot be, advection forecasts instead, in time; the
 forecast says so, and why. Where there are too few frames even for advection there is none.
 
-So it does where the model's verified forecasts have been worse than advection's for a day
-(`nowcast.fallback_after`), until they are better again in a chunk of time (`pipelines.trust`). As
-a chunk never counts before it is over, and the day then begins anew, it is no flapping to and fro.
-Only forecasts by that very version count: its successor begins with none. What counts is what
-verification knew, never how long ago that was; but where that ends much earlier than the frame
-(`nowcast.skill_expires`), as verification has stopped, or nobody runs the model in shadow any more,
-nothing is known of the model's skill today. Then it forecasts, and the log has a warning.
+So it does where advection's verified forecasts have been better than the model's for a day
+(`nowcast.fallback_after`), until they no longer are: see `pipelines.skill.outdone`.
 """
 
 import contextlib
 import datetime as dt
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Literal
@@ -35,14 +30,15 @@ from models.past import Past, read_past
 from models.prediction import ServingSettings, serving_forecaster
 from models.registry import champion
 from pipelines.archive import Archive
-from pipelines.errors import TooFewFramesError
+from pipelines.calibration import Calibration
+from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
-from pipelines.skill import RecentSkill
+from pipelines.skill import RecentSkill, outdone
 from pipelines.skill_attributes import skill_attributes
-from pipelines.times import Duration, DurationOrNever, format_duration, lead_times, now, time_text
-from pipelines.window import window
+from pipelines.times import Duration, DurationOrNever, lead_times, now, time_text
+from pipelines.window import Window, window
 
 log = logging.getLogger(__name__)
 
@@ -127,14 +123,20 @@ class Nowcaster:
         self._fallback = build_baseline(FALLBACK)
         self._forecaster: Forecaster | Isolated | None = None
         self.requested, self.frames = model, self._fallback.past_frames
+        self._skill: RecentSkill | None = None
+        self._calibration: Calibration | None = None
         self.begin()
 
-    def begin(self, skill: RecentSkill | None = None) -> None:
+    def begin(
+        self, skill: RecentSkill | None = None, calibration: Calibration | None = None
+    ) -> None:
         """Before a round of nowcasts: take today's champion, and try again what was in trouble.
 
-        `skill` : of the product, for the forecasts to tell and to fall back on; by default unknown
+        `skill` is what verification says of forecasters lately: forecasts carry it, and a model
+        that has been behind advection for too long does not serve; by default it is not known.
+        `calibration` corrects the probabilities of the forecaster it is for.
         """
-        self._trouble, self._skill = "", skill
+        self._trouble, self._skill, self._calibration = "", skill, calibration
         try:
             wanted = pinned(self._root, self._model)
             if self._forecaster is None or wanted != self.requested:
@@ -196,14 +198,8 @@ class Nowcaster:
         not even advection has enough frames.
         """
         leads = lead_times(archive.timestep, self.settings.lead_time)
-        attrs: dict[str, object] = {
-            "requested_model": self.requested,
-            "input_window": self.frames,
-            "inputs_sha256": window(archive, init_time, self.frames).digest,
-            "radar_age_seconds": (now("ms") - init_time).total_seconds(),
-            "backfill": int(backfill),
-            "seconds_ingest": round(seconds_ingest, 3),
-        }
+        inputs = window(archive, init_time, self.frames)
+        attrs = self._facts(inputs, backfill=backfill, seconds_ingest=seconds_ingest)
         reason = self._trouble
         if not reason and (reason := self._outdone(init_time)):
             with contextlib.suppress(TooFewFramesError):  # then the model may have enough
@@ -211,11 +207,7 @@ class Nowcaster:
             reason = ""
         if self._forecaster is not None and not reason:
             try:
-                with _timed(attrs, "seconds_read"):
-                    past = read_past(archive, init_time, self.frames, self.settings.most_missing)
-                with _timed(attrs, "seconds_predict"):
-                    rain_rate = self._predict(self._forecaster, past, leads)
-                return self._dataset(rain_rate, past, self._forecaster, attrs)
+                return self._own(self._forecaster, archive, init_time, leads, attrs)
             except TooFewFramesError as error:
                 if self.settings.too_few == "refuse":
                     raise
@@ -243,24 +235,64 @@ class Nowcaster:
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
 
+    def alone(
+        self,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        only: Collection[pd.Timestamp],
+        budget: dt.timedelta,
+    ) -> xr.Dataset:
+        """The forecast of the forecaster that was asked for, with none in its stead, ready to
+        publish: of past frames `only` those of some times. Raises what goes wrong.
+        """
+        if self._forecaster is None or self._trouble:
+            raise SquallError(
+                f"{self.requested} cannot be used",
+                found=self._trouble,
+                expected="a model that loads, or a baseline",
+                remedy="`squall registry list` names models; `squall models` baselines",
+            )
+        leads = lead_times(archive.timestep, self.settings.lead_time)
+        inputs = window(archive, init_time, self.frames).only(only)
+        attrs = self._facts(inputs, backfill=False)
+        return self._own(self._forecaster, archive, init_time, leads, attrs, only, budget)
+
+    def _facts(
+        self, inputs: Window, *, backfill: bool, seconds_ingest: float = 0.0
+    ) -> dict[str, object]:
+        """What is known of a forecast before it is made."""
+        return {
+            "requested_model": self.requested,
+            "input_window": self.frames,
+            "inputs_sha256": inputs.digest,
+            "radar_age_seconds": (now("ms") - inputs.times[-1]).total_seconds(),
+            "backfill": int(backfill),
+            "seconds_ingest": round(seconds_ingest, 3),
+        }
+
+    def _own(
+        self,
+        forecaster: Forecaster | Isolated,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        leads: pd.TimedeltaIndex,
+        attrs: dict[str, object],
+        only: Collection[pd.Timestamp] | None = None,
+        budget: dt.timedelta | None = None,
+    ) -> xr.Dataset:
+        """The forecast of the forecaster that was asked for, timed."""
+        with _timed(attrs, "seconds_read"):
+            past = read_past(archive, init_time, self.frames, self.settings.most_missing, only=only)
+        with _timed(attrs, "seconds_predict"):
+            rain_rate = self._predict(forecaster, past, leads, budget)
+        return self._dataset(rain_rate, past, forecaster, attrs)
+
     def _outdone(self, init_time: pd.Timestamp) -> str:
         """How advection has been better for too long than the model; empty where it has not."""
-        after, recent = self.settings.fallback_after, self._skill
-        skill = recent.of(self.requested) if recent is not None else None
-        if after is None or recent is None or skill is None or self.requested in BASELINES:
+        after, expires = self.settings.fallback_after, self.settings.skill_expires
+        if after is None or self.requested in BASELINES:
             return ""
-        behind = skill.behind
-        if behind is None or behind.duration < after:
-            return ""
-        if not skill.is_recent(init_time, self.settings.skill_expires):
-            text = "%s is served though it was behind advection: verified only up to %s"
-            log.warning(text, self.requested, time_text(skill.until))
-            return ""
-        return (
-            f"{self.requested} behind advection for {format_duration(behind.duration)}, "
-            f"{time_text(behind.since)} to {time_text(behind.until)}: "
-            f"CSI {behind.csi:.3f} against {behind.advection:.3f} at {recent.threshold_mm_h:g} mm/h"
-        )
+        return outdone(self._skill, self.requested, init_time, after, expires)
 
     def _is_lost(self, error: Exception) -> bool:
         """Whether asking again would only take time: it could not be loaded, died or is late."""
@@ -269,11 +301,16 @@ class Nowcaster:
         return gone or isinstance(error, ForecasterLostError)
 
     def _predict(
-        self, forecaster: Forecaster | Isolated, past: Past, leads: pd.TimedeltaIndex
+        self,
+        forecaster: Forecaster | Isolated,
+        past: Past,
+        leads: pd.TimedeltaIndex,
+        budget: dt.timedelta | None,
     ) -> xr.DataArray:
         if isinstance(forecaster, Isolated):
             timestep = leads[0]
-            budget = min(pd.Timedelta(self.settings.time_budget), timestep / 2)
+            if budget is None:
+                budget = min(pd.Timedelta(self.settings.time_budget), timestep / 2)
             rain_rate = forecaster.predict(past.frames, leads, budget.total_seconds())
         else:
             rain_rate = forecaster.predict(past.frames, leads)
@@ -296,6 +333,8 @@ class Nowcaster:
         about = forecaster.about if isinstance(forecaster, Isolated) else About.of(forecaster)
         made = now("ms")
         inputs, received = past.window, past.window.received
+        expires = self.settings.skill_expires
+        attrs |= skill_attributes(self._skill, about.name, inputs.times[-1], expires)
         attrs |= {
             "model": about.name,
             "model_sha256": about.weights_sha256 or NO_WEIGHTS,
@@ -309,13 +348,12 @@ class Nowcaster:
             "bridged_times": [time_text(time) for time in past.bridged],
             "frame_received_time": time_text(received) if received is not None else "",
         }
-        attrs |= skill_attributes(
-            self._skill, about.name, inputs.times[-1], self.settings.skill_expires
-        )
         if rain_rate.nbytes > LARGE_BYTES:
             rain_rate = rain_rate.chunk(lead_time=1)
         with _timed(attrs, "seconds_products"):
-            forecast = with_products(forecast_dataset(rain_rate, {}), self.settings.products)
+            known = self._calibration
+            own = known if known is not None and known.forecaster == about.name else None
+            forecast = with_products(forecast_dataset(rain_rate, {}), self.settings.products, own)
         return forecast.assign_attrs(attrs)
 
 

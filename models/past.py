@@ -6,6 +6,7 @@ back. So rain that a missing frame did not show is where it must have been, and 
 a timestep earlier or later.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,14 +46,21 @@ class Past:
 
 
 def read_past(
-    archive: Archive, init_time: pd.Timestamp, frames: int, most_missing: int = 0
+    archive: Archive,
+    init_time: pd.Timestamp,
+    frames: int,
+    most_missing: int = 0,
+    only: Collection[pd.Timestamp] | None = None,
 ) -> Past:
     """The `frames` frames up to and with `init_time`, missing ones bridged by advection.
 
-    Where only one frame is there, it stands in for all. Raises `TooFewFramesError` where the frame
-    at `init_time` or more than `most_missing` others are not in the archive.
+    Where only one frame is there, it stands in for all. With `only`, those at other times count as
+    missing. Raises `TooFewFramesError` where the frame at `init_time` or more than `most_missing`
+    others are not in the archive.
     """
     wanted = window(archive, init_time, frames)
+    if only is not None:
+        wanted = wanted.only(only)
     present, missing = wanted.present, wanted.missing
     if init_time in missing or len(missing) > most_missing:
         raise TooFewFramesError(

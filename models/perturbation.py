@@ -134,7 +134,7 @@ def smooth_noise(
 
     Opposite edges are neighbours, so that all pixels are alike.
     """
-    from scipy.ndimage import gaussian_filter1d  # type: ignore[import-untyped]
+    from scipy.ndimage import gaussian_filter1d
 
     noise = rng.standard_normal(shape, dtype=np.float32)
     for axis, (size, pixels) in enumerate(zip(shape, scale, strict=True)):

@@ -4,17 +4,18 @@ A version is immutable: weights (safetensors), the scores of its validation, and
 (`model.json`). A version without a card does not exist. Weights are used only if they hash to what
 the card says and parse as safetensors, a format that holds numbers and nothing that could run.
 
-`champion.json` is replaced whole and remembers every champion there was. Promotions take turns by a
-lock of the operating system's. An object store has none: of two promotions in the same moment the
-later one counts there, whole, and the other may be missing in the history.
+`champion.json` is replaced whole and remembers every champion there was, and why: proven, forced,
+first, rolled back. What is proof, `models.promotion` says; here it is only written down. Promotions
+take turns by a lock of the operating system's. An object store has none: of two promotions in the
+same moment the later one counts there, whole, and the other may be missing in the history.
 """
 
 import hashlib
 import logging
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import pandas as pd
 import xarray as xr
@@ -37,6 +38,10 @@ log = logging.getLogger(__name__)
 NO_TIMESTEP = pd.Timedelta(0)
 """Of a model whose frames have no times."""
 CHAMPION = "champion.json"
+
+
+class ChampionChangedError(SquallError):
+    """Another promotion came first."""
 
 
 @dataclass(frozen=True)
@@ -181,13 +186,46 @@ def versions(root: str, name: str) -> list[Card]:
 # Champions ---------------------------------------------------------------------------------------
 
 
+How = Literal["proven", "forced", "first", "unproven"]
+
+
 @dataclass(frozen=True)
 class Reign:
-    """A version became the champion: since when, and whether by taking the one after it back."""
+    """A version became the champion. Fields that earlier versions of Squall lack have defaults.
+
+    Attributes
+    ----------
+    since : ISO 8601 UTC
+    rolled_back : whether by taking the one after it back
+    how : proven better than the champion before; forced, by whom and why; the first of its name; or
+        unproven, as every one before there was proof
+    by, why : who did it, and what for
+    verdict : what was known then: see `models.promotion.Verdict.summary`
+    """
 
     version: str
     since: str
     rolled_back: bool = False
+    how: How = "unproven"
+    by: str = ""
+    why: str = ""
+    verdict: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        if self.rolled_back:
+            return f"rolled back{by}"
+        if self.how == "forced":
+            return f"forced{by} because {self.why}"
+        if self.how == "first":
+            return "first: no champion to beat; unproven"
+        if self.how == "proven" and self.verdict:
+            told = self.verdict
+            return (
+                f"proven{by} by {told['score']} of {told['forecasts']} forecasts in "
+                f"{told['blocks']} event blocks, {told['since']} to {told['until']}"
+            )
+        return f"{self.how}{by}"
 
 
 def reigns(root: str, name: str) -> list[Reign]:
@@ -198,8 +236,12 @@ def reigns(root: str, name: str) -> list[Reign]:
     try:
         stored = storage.read_json(url)
         own = {"version": stored["version"], "since": stored["since"]}
-        return [Reign(**reign) for reign in stored.get("history", [own])]
-    except (ValueError, TypeError, KeyError) as error:
+        known = {field.name for field in fields(Reign)}  # a newer Squall may tell more
+        return [
+            Reign(**{name: value for name, value in one.items() if name in known})
+            for one in stored.get("history", [own])
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SquallError(
             f"the champion of {name!r} cannot be read",
             found=f"{type(error).__name__}: {error}",
@@ -221,23 +263,55 @@ def champion(root: str, name: str) -> str:
     return history[-1].version
 
 
-def promote(root: str, name: str, version: str) -> None:
+def promote(
+    root: str,
+    name: str,
+    version: str,
+    *,
+    how: How = "unproven",
+    by: str = "",
+    why: str = "",
+    verdict: dict[str, Any] | None = None,
+    after: Sequence[Reign] | None = None,
+) -> None:
     """Make a version the one that nowcasts are made with; nothing changes where it is.
 
-    Raises `NotFoundError` where it is not there or its weights are not the ones that were saved.
+    `how`, `by`, `why` and `verdict` are remembered: see `Reign`. `after` : the reigns that the
+    proof is against.
+
+    Raises `NotFoundError` where it is not there or its weights are not the ones that were saved,
+    `ChampionChangedError` where the reigns are not, or no longer, those of `after`.
     """
 
     _weights(root, read_card(root, name, version))
 
     def next_reign(history: list[Reign]) -> Reign | None:
+        if after is not None and history != list(after):
+            raise ChampionChangedError(
+                f"the champion of {name!r} has changed meanwhile",
+                found=history[-1].version if history else "none",
+                expected=after[-1].version if after else "none",
+                remedy="promote again: it has to be better than the new one",
+            )
         same = history and history[-1].version == version
-        return None if same else Reign(version, time_text(now()))
+        return None if same else Reign(version, time_text(now()), False, how, by, why, verdict)
 
     _crown(root, name, next_reign)
 
 
-def rollback(root: str, name: str) -> str:
+def promote_first(root: str, name: str, version: str) -> bool:
+    """Make a version the champion if there has been none; whether that was so."""
+    try:
+        promote(root, name, version, how="first", after=())
+    except ChampionChangedError:
+        return False
+    return True
+
+
+def rollback(root: str, name: str, by: str = "") -> str:
     """Make the champion before this one the champion again; its version. Again, the one before.
+
+    It was the champion already, so it has nothing to prove. `by` whom is remembered.
 
     Raises `NotFoundError` where there was none before, or it is no longer what was saved.
     """
@@ -258,7 +332,7 @@ def rollback(root: str, name: str) -> str:
                 remedy=f"`squall registry promote {name}/VERSION`",
             )
         _weights(root, read_card(root, name, before[-2]))
-        return Reign(before[-2], time_text(now()), rolled_back=True)
+        return Reign(before[-2], time_text(now()), rolled_back=True, by=by)
 
     _crown(root, name, next_reign)
     return champion(root, name)

@@ -17,8 +17,10 @@ import pandas as pd
 
 from models.baselines import Advection
 from models.nowcasting import FALLBACK_MISSING, Nowcaster
+from models.shadowing import Shadows
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
+from pipelines.calibration import read_calibration
 from pipelines.errors import (
     ExistsError,
     GridMismatchError,
@@ -71,6 +73,8 @@ class NowcastReport:
     """What became of every init_time of a round, in the order in which they were worked on."""
 
     outcomes: list[Outcome] = field(default_factory=list)
+    shadows: dict[str, int] = field(default_factory=dict)
+    """How many shadow forecasts were made, failed, or had no time."""
 
     @property
     def published(self) -> list[str]:
@@ -98,6 +102,9 @@ class NowcastReport:
             told += [] if one.quality == "good" else [one.quality]
             told += [one.fallback_reason] if one.fallback_reason else []
             lines.append(f"- {storage.display(one.url)}" + "".join(f", {word}" for word in told))
+        if self.shadows:
+            counts = ", ".join(f"{count} {what}" for what, count in sorted(self.shadows.items()))
+            lines.append(f"- in shadow: {counts}")
         return "\n".join(lines)
 
 
@@ -144,11 +151,19 @@ class Service:
     """The init_times that nothing could be published for, and the digest of what was there."""
     since: pd.Timestamp | None = None
     """Frames before this are history: never forecast from by themselves."""
+    shadows: Shadows | None = None
+    """Who forecasts beside, in shadow; None: nobody."""
 
     @property
     def archive_url(self) -> str:
         """Where the product's archive is."""
         return archive_url(self.root, self.product)
+
+    def begin(self, *, live: bool = True) -> None:
+        """Before a round: what is known by now goes to who forecasts; skill if it is `live`."""
+        place = self.root, self.product
+        skill = read_skill(*place) if live else None
+        self.nowcaster.begin(skill, read_calibration(*place))
 
     @property
     def catch_up(self) -> pd.Timedelta:
@@ -175,7 +190,7 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
     half a timestep (the next round goes on), older files last. What hinders the taking in does not
     hinder forecasts of what is there; it is raised when they are made.
     """
-    service.nowcaster.begin(read_skill(service.root, service.product))
+    service.begin()
     arrivals = _Arrivals(service)
     began = time.perf_counter()
     recent, older = arrivals.split(files)
@@ -185,6 +200,8 @@ def run_round(service: Service, files: list[FrameFile] | None = None) -> Iterato
         yield from _forecast_pending(service, seconds)
         arrivals.take_in(older)
         sweep(folder_url(service.root, service.product))
+        if service.shadows is not None:
+            _follow(service)
     elif arrivals.trouble is None:
         Archive(service.archive_url)  # an error that says so
     arrivals.settle()
@@ -233,11 +250,17 @@ class _Arrivals:
 def forecast_period(
     service: Service, start: pd.Timestamp | None, end: pd.Timestamp | None
 ) -> Iterator[Outcome]:
-    """Forecast from every frame of a period, the oldest first; those that are there stay."""
-    service.nowcaster.begin()
+    """Forecast from every frame of a period, the oldest first; those that are there stay.
+
+    Recent skill is of another time than these: it is neither told nor acted on.
+    """
+    service.begin(live=False)
     archive = Archive(service.archive_url)
     for init_time in archive.usable_times(start, end):
         yield _forecast(service, archive, init_time, backfill=True)
+        if service.shadows is not None:
+            place = service.root, service.product, archive
+            service.shadows.follow(*place, [init_time], hurried=False)
 
 
 def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outcome]:
@@ -263,6 +286,16 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
             service.refused[init_time] = digest
         yield outcome
     refresh_latest(service.root, service.product)
+
+
+def _follow(service: Service) -> None:
+    """Shadow forecasts beside what was served of late, the newest first, while time is left."""
+    assert service.shadows is not None
+    archive = Archive(service.archive_url)
+    times = archive.usable_times(service.since)
+    if len(times):
+        recent = times[times > times[-1] - max(service.catch_up, archive.timestep)]
+        service.shadows.follow(service.root, service.product, archive, recent[::-1])
 
 
 def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:

@@ -33,9 +33,18 @@ log = logging.getLogger(__name__)
 
 
 def train_model(
-    root: str, name: str, archive_url: str, settings: TrainSettings, *, progress: bool = False
+    root: str,
+    name: str,
+    archive_url: str,
+    settings: TrainSettings,
+    *,
+    first: bool = True,
+    progress: bool = False,
 ) -> str:
-    """Train on an archive, compare with baselines, register, make it the champion; its id.
+    """Train on an archive, compare with baselines, register as a challenger; its id.
+
+    The `first` version of a name becomes its champion, unproven; of any other its forecasts decide
+    (`models.promotion`).
 
     Raises `SquallError` where the archive has no sequence to learn from.
     """
@@ -73,7 +82,8 @@ def train_model(
         scores=validation_scores(name, trained, prepared, settings, progress=progress),
         parent=parent.id if parent else None,
     )
-    registry.promote(root, name, version)
+    if first:
+        registry.promote_first(root, name, version)
     return f"{name}/{version}"
 
 
@@ -121,8 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="python -m models.train",
-        description="Train a network on the archive of a product with Ray Train and make it the "
-        "champion. Inside a Ray job it trains on that cluster.",
+        description="Train a network on the archive of a product with Ray Train and register it. "
+        "Inside a Ray job it trains on that cluster.",
     )
     parser.add_argument("--root", required=True, help="where archives and models live: a URL")
     parser.add_argument("--product", required=True, help="which archive")
@@ -130,6 +140,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--settings", default="{}", help="JSON of what differs from the defaults of section train"
     )
     parser.add_argument("--run", help="name of the run; the name of an earlier one continues it")
+    parser.add_argument(
+        "--no-first", action="store_true", help="no champion without proof, not even the first one"
+    )
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # which the status then says
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
@@ -140,7 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings = settings.model_copy(update={"run": run})
         url = best_for_training(archive_url(given.root, given.product))
         print(f"run: {run}", flush=True)
-        model = reported(given.root, run, lambda: train_model(given.root, name, url, settings))
+        first = not given.no_first
+        model = reported(
+            given.root, run, lambda: train_model(given.root, name, url, settings, first=first)
+        )
     except SquallError as error:
         print(f"squall: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,6 +10,8 @@ has the same blocks for all.
     interval(draws["csi"].sel(forecaster="ours") - draws["csi"].sel(forecaster="advection"))
 """
 
+import datetime as dt
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -18,7 +20,7 @@ SAMPLES = 1000
 LEVEL = 0.95
 
 
-def block_sums(sums: xr.Dataset, length: str | pd.Timedelta) -> xr.Dataset:
+def block_sums(sums: xr.Dataset, length: str | dt.timedelta) -> xr.Dataset:
     """Sums (block, …) of sums (init_time, …): blocks of UTC time of that length that have any."""
     blocks = pd.DatetimeIndex(sums["init_time"].values).floor(pd.Timedelta(length))
     order = np.argsort(blocks, kind="stable")
@@ -34,7 +36,7 @@ def block_sums(sums: xr.Dataset, length: str | pd.Timedelta) -> xr.Dataset:
 
 
 def resampled(
-    sums: xr.Dataset, length: str | pd.Timedelta, samples: int = SAMPLES, seed: int = 0
+    sums: xr.Dataset, length: str | dt.timedelta, samples: int = SAMPLES, seed: int = 0
 ) -> xr.Dataset:
     """Sums (sample, …): of as many blocks as there are, drawn with replacement.
 

@@ -29,6 +29,8 @@ from pipelines.times import INIT_TIME_FORMAT, init_time_label, now, time_text, u
 from pipelines.units import LARGEST_MM_H
 
 LATEST = "latest.json"
+FIRST = 1
+"""The revision that a reader had in time."""
 MEMBER_ATTRS = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 NAME = re.compile(r"(?P<init_time>\d{8}T\d{4}Z)(\.r(?P<revision>\d+))?\.zarr")
 

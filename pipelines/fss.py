@@ -5,8 +5,8 @@ the fractions p of pixels with rain at or above a threshold in the neighbourhood
 
     FSS = 1 − Σ (p_forecast − p_observed)² / Σ (p_forecast² + p_observed²)
 
-0 is no overlap at that scale, 1 a perfect forecast. `fractions` gives the two sums;
-`pipelines.scores` adds them up and divides them.
+0 is no overlap at that scale, 1 a perfect forecast. `sums_of_field` gives the two sums;
+`pipelines.scores` divides them.
 
 Missing is not dry, and nothing is assumed beyond the edge: a neighbourhood is the part of its
 window that was observed (and forecast by everyone), and its fraction is that of those pixels.
@@ -15,11 +15,9 @@ a window's width of an edge this equals what pysteps and `scores` compute; other
 what is missing or beyond the edge to be dry, and `scores` leaves out windows that an edge cuts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 from numpy.typing import NDArray
 
 from pipelines.grid import Grid
@@ -45,49 +43,7 @@ def _nearest_odd(pixels: float) -> int:
     return 2 * int(pixels / 2 + 1e-9) + 1
 
 
-def fractions(
-    forecast: xr.DataArray,
-    observed: xr.DataArray,
-    thresholds_mm_h: Iterable[float],
-    windows: Mapping[float, Window],
-    valid: xr.DataArray | None = None,
-) -> xr.Dataset:
-    """Sums over y and x; other dimensions (lead_time, init_time, …) stay.
-
-    Parameters
-    ----------
-    forecast, observed : (…, y, x) mm/h, NaN where missing
-    thresholds_mm_h : an event is a rain rate at or above a threshold
-    windows : by scale in km, see `windows`
-    valid : (…, y, x) bool, further pixels to leave out (where another forecast is missing)
-
-    Returns
-    -------
-    fraction_error, fraction_reference : (…, threshold, scale), numerator and denominator, float64
-    """
-    thresholds = [float(threshold) for threshold in thresholds_mm_h]
-    both = forecast.notnull() & observed.notnull()
-    if valid is not None:
-        both = both & valid
-    sums = xr.apply_ufunc(
-        _sums_of_field,
-        forecast.astype("f4"),
-        observed.astype("f4"),
-        both,
-        input_core_dims=[("y", "x")] * 3,
-        output_core_dims=[("threshold", "scale")] * 2,
-        kwargs={"thresholds": thresholds, "windows": list(windows.values())},
-        vectorize=True,
-    )
-    dataset = xr.Dataset(dict(zip(FRACTION_SUMS, sums, strict=True)))
-    dataset = dataset.drop_vars(set(dataset.coords) - set(dataset.dims)).drop_attrs()
-    return dataset.assign_coords(
-        threshold=("threshold", pd.Index(thresholds), {"units": "mm h-1"}),
-        scale=("scale", pd.Index(list(windows), dtype=float), {"units": "km"}),
-    )
-
-
-def _sums_of_field(
+def sums_of_field(
     forecast: NDArray[np.float32],
     observed: NDArray[np.float32],
     valid: NDArray[np.bool_],

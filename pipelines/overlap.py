@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import pyproj
 from numpy.typing import NDArray
-from scipy.sparse import coo_array, csr_array  # type: ignore[import-untyped]
+from scipy.sparse import coo_array, csr_array
 
 from pipelines.grid import Grid
 

@@ -1,7 +1,7 @@
 """Pictures of frames and forecasts: maps in the grid's own projection, colours in mm/h."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -72,6 +72,24 @@ def forecast_picture(
         axis.set_ylabel(f"{name}\n{axis.get_ylabel()}", fontsize=10)
     figure.suptitle(title, fontsize=12)
     _colour_bar(figure, list(axes.ravel()))
+    return _png(figure)
+
+
+def comparison_picture(fields: Mapping[str, xr.DataArray], title: str) -> bytes:
+    """Fields (y, x) in mm/h by name, side by side on one scale, as a PNG."""
+    first = next(iter(fields.values()))
+    grid = Grid.of(first)
+    window = _window(first, grid)
+    west, east, south, north = window
+    height = 2.9 * (north - south) / (east - west) + 1.0
+    figure = Figure(figsize=(2.9 * len(fields) + 1.4, height), layout="constrained")
+    axes = figure.subplots(1, len(fields), squeeze=False, sharex=True, sharey=True)[0]
+    for number, (axis, (name, field)) in enumerate(zip(axes, fields.items(), strict=True)):
+        _draw(axis, field, grid, window)
+        axis.set_title(name, fontsize=10)
+        _label(axis, grid, left=number == 0, bottom=True)
+    figure.suptitle(title, fontsize=12)
+    _colour_bar(figure, list(axes))
     return _png(figure)
 
 

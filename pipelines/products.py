@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipelines.archive import PACKING, TIME_ENCODING
+from pipelines.calibration import Calibration
 from pipelines.grid import CRS_VARIABLE
 from pipelines.section import Section
 from pipelines.times import Duration
@@ -58,13 +59,16 @@ class ProductSettings(Section):
     )
 
 
-def with_products(forecast: xr.Dataset, settings: ProductSettings) -> xr.Dataset:
+def with_products(
+    forecast: xr.Dataset, settings: ProductSettings, calibration: Calibration | None = None
+) -> xr.Dataset:
     """A forecast with its amounts and, for an ensemble, its probabilities.
 
     Parameters
     ----------
     forecast : rain_rate([member,] lead_time, y, x) mm/h and its coordinates, as
         `pipelines.forecasts.forecast_dataset` makes it
+    calibration : corrects the probabilities of the forecaster that it was fitted on
     """
     rain_rate = forecast["rain_rate"]
     longest = pd.Timedelta(rain_rate["lead_time"].values.max())
@@ -74,7 +78,8 @@ def with_products(forecast: xr.Dataset, settings: ProductSettings) -> xr.Dataset
         if pd.Timedelta(window) <= longest
     }
     if "member" in rain_rate.dims and settings.thresholds_mm_h:
-        products[EXCEEDANCE] = exceedance_probability(rain_rate, settings.thresholds_mm_h)
+        shares = exceedance_probability(rain_rate, settings.thresholds_mm_h)
+        products[EXCEEDANCE] = recalibrated(shares, calibration)
     return forecast.assign(products)
 
 
@@ -169,6 +174,29 @@ def exceedance_probability(
         dims=("threshold", *known.dims),
         coords=dict(known.coords) | {"threshold": ("threshold", thresholds, threshold_attrs)},
         attrs=attrs | _GRID_MAPPING,
+    )
+
+
+def recalibrated(shares: xr.DataArray, calibration: Calibration | None) -> xr.DataArray:
+    """Shares of members as probabilities; attributes say by which calibration, and where not."""
+    if calibration is None:
+        return shares.assign_attrs(
+            calibration="none", calibration_note="the share of members, as it is"
+        )
+    first = pd.Timedelta(shares["lead_time"].values[0])
+    thresholds = shares["threshold"].values
+    left = [f"{one:g}" for one in thresholds if calibration.curve(float(one), first) is None]
+    note = (
+        f"fitted on {calibration.forecasts} forecasts, {calibration.since} to {calibration.until}"
+    )
+    note += f"; shares of members at {', '.join(left)} mm h-1, of which too little is known" * bool(
+        left
+    )
+    return calibration.apply(shares).assign_attrs(
+        shares.attrs,
+        long_name="probability of rain_rate at or above threshold",
+        calibration=calibration.version,
+        calibration_note=note,
     )
 
 

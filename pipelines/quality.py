@@ -26,7 +26,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from pydantic import Field
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from pipelines import storage
 from pipelines.errors import GridMismatchError, SquallError

@@ -32,7 +32,9 @@ from pipelines.lock import exclusive
 from pipelines.once import CLAIMS, publish_written, sweep
 from pipelines.progress import bar
 from pipelines.publishing import mark_superseded
+from pipelines.score_store import prune_scores
 from pipelines.section import Section
+from pipelines.shadows import shadow_forecasters, shadow_root
 from pipelines.times import Duration, now, time_text, utc
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,18 @@ class RetentionSettings(Section):
         None,
         gt=dt.timedelta(0),
         description="Remove a day's forecasts when all are older than this; by default never.",
+    )
+    scores: Duration | None = Field(
+        dt.timedelta(days=400),
+        gt=dt.timedelta(0),
+        description="Remove a day's scores when it is so much older than the newest scores; null: "
+        "never. Forecasts older than that are not verified either.",
+    )
+    shadows: Duration = Field(
+        dt.timedelta(days=7),
+        gt=dt.timedelta(0),
+        description="Remove a day's shadow forecasts when all are older than this: their scores "
+        "stay.",
     )
     grace: Duration = Field(
         GRACE,
@@ -105,22 +119,28 @@ class RetentionReport:
 
     compaction: CompactionReport
     pruning: PruneReport
+    scores: int = 0
 
     def __str__(self) -> str:
-        return f"{self.compaction}\n\n{self.pruning}"
+        return f"{self.compaction}\n\n{self.pruning}\n\nscores of {self.scores} days removed"
 
 
 def retain(
     root: str, product: str, settings: RetentionSettings, *, progress: bool = False
 ) -> RetentionReport:
-    """Remove what is older than is kept, and compact what is older than `compact_after`."""
+    """Remove what is older than is kept, scores too, and compact what is older than is said."""
     moment = now()
     keep_from = moment - settings.keep if settings.keep else None
     pruning = prune_forecasts(root, product, keep_from, grace=settings.grace)
+    for name in shadow_forecasters(root):
+        place = shadow_root(root, name)
+        if storage.exists(folder_url(place, product)):
+            prune_forecasts(place, product, moment - settings.shadows, grace=settings.grace)
     compaction = compact_days(
         root, product, moment - settings.compact_after, grace=settings.grace, progress=progress
     )
-    return RetentionReport(compaction, pruning)
+    scores = prune_scores(root, product, settings.scores)
+    return RetentionReport(compaction, pruning, scores)
 
 
 def compact_days(

@@ -13,30 +13,35 @@ Every sum adds up, whatever rows are taken together. So pandas alone has a score
     total = rows.groupby(["forecaster", "lead_time"]).sum(numeric_only=True)
     total["squared_error"] / total["pixels"]
 
-A day is one object, replaced whole: a reader has the old one or the new one. Writers take turns by
-a lock of the operating system's. An object store has none: of two that write in the same moment
-one's rows may be lost there, and the next verification, which looks what is missing, adds them.
+A day is one object, replaced whole: a reader has the old one or the new one. Rows and columns are
+in one order, however they came, so the same sums are the same bytes. Writers take turns by a lock
+of the operating system's. An object store has none: of two that write in the same moment one's rows
+may be lost there, and the next verification, which looks what is missing, adds them.
 """
 
+import datetime as dt
 import io
 import itertools
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
+import pyarrow.parquet as parquet
 import xarray as xr
 from numpy.typing import NDArray
 
 from pipelines import storage
 from pipelines.errors import NotFoundError
 from pipelines.lock import exclusive
+from pipelines.once import sweep
 
 ROW = ("init_time", "forecaster", "lead_time", "region")
 """What a row is of."""
 SUFFIX = ".parquet"
 SERVED = "served"
-"""The forecaster that what was published counts as, whatever model made it."""
+"""The forecaster that a reader had, whatever model made its forecast."""
 
 Place = tuple[tuple[str, float], ...]
 """What else a sum is by, such as threshold 0.5 and scale 20."""
@@ -61,44 +66,107 @@ def read_rows(
     end: pd.Timestamp | None = None,
     columns: list[str] | None = None,
 ) -> pd.DataFrame:
-    """The rows with start ≤ init_time ≤ end, empty where there are none; only some columns."""
-    found = [
-        pd.read_parquet(
-            io.BytesIO(storage.read_bytes(_day_url(root, product, day))), columns=columns
-        )
-        for day in days(root, product)
-        if (start is None or day >= start.floor("D")) and (end is None or day <= end)
-    ]
-    if not found:
-        return pd.DataFrame(columns=columns or list(ROW))
-    rows = pd.concat(found, ignore_index=True)
-    after = rows["init_time"] >= start if start is not None else True
-    before = rows["init_time"] <= end if end is not None else True
-    return rows[np.broadcast_to(after & before, len(rows))]
+    """The rows with start ≤ init_time ≤ end, empty where there are none.
+
+    Of their columns only some, where given, init_time among them.
+    """
+    found = list(_days_of_rows(root, product, start, end, columns))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=columns or [*ROW])
 
 
-def columns(root: str, product: str, day: pd.Timestamp) -> list[str]:
-    """The columns that the rows of a day have."""
-    return list(pq.read_schema(io.BytesIO(storage.read_bytes(_day_url(root, product, day)))).names)
+def _days_of_rows(
+    root: str,
+    product: str,
+    start: pd.Timestamp | None,
+    end: pd.Timestamp | None,
+    columns: list[str] | None = None,
+    sums: Collection[str] | None = None,
+) -> Iterator[pd.DataFrame]:
+    """The rows of a period, a day at a time; a day that is removed meanwhile has none.
+
+    Of their columns only some, or only those of some `sums`, with what labels them.
+    """
+    for day in days(root, product):
+        if (start is not None and day < start.floor("D")) or (end is not None and day > end):
+            continue
+        try:
+            content = storage.read_bytes(_day_url(root, product, day))
+        except FileNotFoundError:
+            continue
+        if sums is not None:
+            columns = _columns_of(content, sums)
+        rows = pd.read_parquet(io.BytesIO(content), columns=columns)
+        after = rows["init_time"] >= start if start is not None else True
+        before = rows["init_time"] <= end if end is not None else True
+        rows = rows[np.broadcast_to(after & before, len(rows))]
+        if len(rows):
+            yield rows
+
+
+def _columns_of(content: bytes, sums: Collection[str]) -> list[str]:
+    """The columns of some sums, and those that are no sums."""
+    schema = parquet.read_schema(io.BytesIO(content))
+    return [one.name for one in schema if str(one.type) != "double" or _parsed(one.name)[0] in sums]
 
 
 def open_scores(
-    root: str, product: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    root: str,
+    product: str,
+    start: pd.Timestamp | None = None,
+    end: pd.Timestamp | None = None,
+    sums: Collection[str] | None = None,
 ) -> xr.Dataset:
     """The sums of a period by init_time, forecaster, lead_time, region, … for `scores.scores`.
 
     What was not measured adds nothing: it is 0, `pixels` among it. Coordinates by init_time say
-    which model made what was served, and how well. Raises `NotFoundError` where nothing is.
+    which model made what was served, and how well. `sums` are the names of those wanted; all of a
+    long period need much memory. Raises `NotFoundError` where nothing is.
     """
-    rows = read_rows(root, product, start, end)
-    if rows.empty:
-        raise NotFoundError(
-            "no scores",
-            found=f"nothing in that period at {storage.display(folder_url(root, product))}",
-            expected="at least one verified forecast",
-            remedy="run `squall verify`, or name another period",
-        )
-    return from_rows(rows)
+    found = list(_days_of_rows(root, product, start, end, sums=sums))
+    if not found:
+        raise _no_scores(root, product)
+    return from_rows(pd.concat(found, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sums (forecaster, lead_time, region, …) of a period, all forecasts together.
+
+    `forecasts` is how many there are, `models` by which models those that were served are.
+    """
+
+    sums: xr.Dataset
+    forecasts: int
+    models: Counter[str]
+
+
+def total(
+    root: str, product: str, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+) -> Total:
+    """The sums of a period, added up a day at a time, the oldest first: in the memory of a day.
+
+    Raises `NotFoundError` where nothing is.
+    """
+    added, forecasts, models = None, 0, Counter[str]()
+    for rows in _days_of_rows(root, product, start, end):
+        ones = rows.drop_duplicates("init_time")
+        forecasts += len(ones)
+        models.update(ones.get("model", ()))
+        of_day = rows.groupby(list(ROW[1:])).sum(numeric_only=True).select_dtypes("float64")
+        added = of_day if added is None else added.add(of_day, fill_value=0.0)
+    if added is None:
+        raise _no_scores(root, product)
+    any_time = added.assign(init_time=pd.Timestamp(0).as_unit("ns")).reset_index()
+    return Total(from_rows(any_time).isel(init_time=0, drop=True), forecasts, models)
+
+
+def _no_scores(root: str, product: str) -> NotFoundError:
+    return NotFoundError(
+        "no scores",
+        found=f"nothing in that period at {storage.display(folder_url(root, product))}",
+        expected="at least one verified forecast",
+        remedy="run `squall verify`, or name another period",
+    )
 
 
 def of_forecaster(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
@@ -133,10 +201,15 @@ def write_scores(root: str, product: str, parts: Iterable[xr.Dataset]) -> list[s
             if storage.exists(url):
                 old = pd.read_parquet(io.BytesIO(storage.read_bytes(url)))
                 rows = pd.concat([old[~old["init_time"].isin(rows["init_time"])], rows])
-            rows = rows.sort_values(list(ROW), ignore_index=True)
-            storage.write_bytes(url, rows.to_parquet(None, index=False))
+            storage.write_bytes(url, _in_order(rows).to_parquet(None, index=False))
         urls.append(url)
     return urls
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows and columns in their order, without columns of what no row has any more."""
+    columns = sorted(rows.dropna(axis="columns", how="all").columns.difference([*ROW]), key=_parsed)
+    return rows[[*ROW, *columns]].sort_values(list(ROW), ignore_index=True)
 
 
 def remove_before(root: str, product: str, day: pd.Timestamp) -> list[str]:
@@ -145,6 +218,19 @@ def remove_before(root: str, product: str, day: pd.Timestamp) -> list[str]:
     for url in urls:
         storage.remove(url)
     return urls
+
+
+def prune_scores(root: str, product: str, keep: dt.timedelta | None) -> int:
+    """Remove the days that are older than `keep`, where given, before the newest; how many.
+
+    Counted from the newest, the scores of a past period stay as long as those of today. What
+    writers that died have staged goes as well; the lock's file stays, for someone may hold it.
+    """
+    sweep(folder_url(root, product))
+    there = days(root, product)
+    if keep is None or there.empty:
+        return 0
+    return len(remove_before(root, product, there.max() - pd.Timedelta(keep)))
 
 
 def _day_url(root: str, product: str, day: pd.Timestamp) -> str:

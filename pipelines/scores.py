@@ -1,120 +1,41 @@
 """Verification scores from mergeable sums.
 
-A forecast is compared with what was observed once, giving sums (`contingency`); sums of any number
-of forecasts, in any order and from any process, add up (`merge`); scores are divided out last
-(`scores`). So how the work was distributed cannot change a score.
+A forecast is compared with what was observed once, giving sums (`pipelines.compare`); sums of any
+number of forecasts, in any order and from any process, add up (`merge`); scores are divided out
+last (`scores`). So how the work was distributed cannot change a score: a field's sums are always
+made whole, in float64, and adding them in another order changes a score by 1e-12 of it at most.
 
-Definitions (Wilks 2019, ch. 8; Shi et al. 2015, sec. 4.2), for an event "rain rate ≥ threshold":
+Definitions (Wilks 2019, ch. 8), for an event "rain rate ≥ threshold" with a hits, b false alarms,
+c misses and d correct negatives, n in all:
 
-    CSI = hits / (hits + misses + false alarms)      POD = hits / (hits + misses)
-    FAR = false alarms / (hits + false alarms)       MSE, MAE = mean of (F−O)², |F−O|
-    FSS by neighbourhood: see `pipelines.fss`
+    CSI = a / (a + b + c)    POD = a / (a + c)    FAR = b / (a + b)    bias = (a + b) / (a + c)
+    HSS = 2 (ad − bc) / ((a + c)(c + d) + (a + b)(b + d))
+    ETS = (a − e) / (a + b + c − e),  e = (a + b)(a + c) / n, the hits of chance
 
-A score whose denominator is zero is NaN. Only pixels observed and forecast by everyone count.
+and for rain rates F and O, mm/h, at the pixels that count:
+
+    MSE, MAE, mean error = mean of (F − O)², |F − O|, F − O
+    correlation = Pearson's; correlation_uncentred = Σ FO / √(Σ F² Σ O²) (Shi et al. 2015, sec. 4.2)
+
+FSS by neighbourhood: `pipelines.fss`; SSIM: `pipelines.ssim`; power by wavelength, which shows
+blurring: `pipelines.spectra`; of ensembles CRPS, Brier score, reliability, ROC, spread and skill,
+rank histogram: `pipelines.ensembles`. A score whose denominator is zero is NaN.
 """
 
-from collections.abc import Iterable, Mapping
-from functools import reduce
-from operator import and_
+from collections.abc import Iterable
 
-import numpy as np
-import pandas as pd
 import xarray as xr
 
-from pipelines import storage
-from pipelines.fss import FRACTION_SUMS, Window, fractions
-from pipelines.times import now, time_text
+from pipelines.ensembles import ensemble_scores, ratio
 
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
 """HKO-7's thresholds (Shi et al. 2017)."""
-SUMS = (
-    "hits",
-    "misses",
-    "false_alarms",
-    "correct_negatives",
-    "squared_error",
-    "absolute_error",
-    "pixels",
-)
-
-
-def contingency(
-    forecast: xr.DataArray,
-    observed: xr.DataArray,
-    thresholds_mm_h: Iterable[float] = THRESHOLDS_MM_H,
-    valid: xr.DataArray | None = None,
-) -> xr.Dataset:
-    """Sums over y and x; other dimensions (lead_time, init_time, …) stay.
-
-    Parameters
-    ----------
-    forecast, observed : (…, y, x) mm/h, NaN where missing
-    thresholds_mm_h : an event is a rain rate at or above a threshold
-    valid : (…, y, x) bool, further pixels to leave out (where another forecast is missing)
-
-    Returns
-    -------
-    hits, misses, false_alarms, correct_negatives (…, threshold); squared_error, absolute_error,
-    pixels (…): float64
-    """
-    both = forecast.notnull() & observed.notnull()
-    if valid is not None:
-        both = both & valid
-    error = (forecast.astype("f8") - observed.astype("f8")).where(both, 0.0)
-    pixels = both.sum(("y", "x"))
-    # In single precision, in which 0.7 mm/h is 0.7 mm/h whether read by xarray or by us.
-    forecast, observed = forecast.astype("f4"), observed.astype("f4")
-    thresholds = [float(threshold) for threshold in thresholds_mm_h]
-    events = []
-    for threshold in thresholds:  # one at a time: all at once would take five times the memory
-        forecast_event = (forecast >= np.float32(threshold)) & both
-        observed_event = (observed >= np.float32(threshold)) & both
-        hits = (forecast_event & observed_event).sum(("y", "x"))
-        misses = observed_event.sum(("y", "x")) - hits
-        false_alarms = forecast_event.sum(("y", "x")) - hits
-        correct_negatives = pixels - hits - misses - false_alarms
-        counts = (hits, misses, false_alarms, correct_negatives)
-        events.append(xr.Dataset(dict(zip(SUMS[:4], counts, strict=True))))
-    dataset = xr.concat(events, pd.Index(thresholds, name="threshold")).assign(
-        squared_error=(error**2).sum(("y", "x")),
-        absolute_error=abs(error).sum(("y", "x")),
-        pixels=pixels,
-    )
-    dataset = dataset.drop_vars(set(dataset.coords) - set(dataset.dims)).astype("f8").drop_attrs()
-    dataset["threshold"].attrs["units"] = "mm h-1"
-    return dataset[list(SUMS)].transpose(..., "threshold")
-
-
-def compare(
-    forecasts: Mapping[str, xr.DataArray],
-    observed: xr.DataArray,
-    thresholds_mm_h: Iterable[float],
-    windows: Mapping[float, Window],
-) -> xr.Dataset:
-    """Sums (forecaster, …) of forecasts by name, all on the same pixels.
-
-    Those are the ones that were observed and that every one of them forecast. `windows` come from
-    `pipelines.fss.windows`; without any, the sums have no fractions.
-    """
-    thresholds = list(thresholds_mm_h)
-    fields = [
-        forecast.drop_vars(set(forecast.coords) - {"lead_time", "y", "x"})
-        for forecast in forecasts.values()
-    ]
-    valid = reduce(and_, [field.notnull() for field in fields])
-    parts = [contingency(field, observed, thresholds, valid) for field in fields]
-    if windows:
-        parts = [
-            part.merge(fractions(field, observed, thresholds, windows, valid))
-            for part, field in zip(parts, fields, strict=True)
-        ]
-    return xr.concat(parts, pd.Index(list(forecasts), name="forecaster", dtype=object))
 
 
 def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
     """Add sums up; a lead time or threshold that a part lacks adds nothing there.
 
-    Fractions, which sums stored by earlier versions lack, stay only where every part has them.
+    Sums that a part lacks altogether, stored by an earlier version, are left out.
     """
     parts = list(parts)
     total = parts[0]
@@ -125,36 +46,52 @@ def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
 
 
 def scores(sums: xr.Dataset) -> xr.Dataset:
-    """CSI, POD, FAR (…, threshold) and MSE (mm²/h²), MAE (mm/h), both (…), from sums.
+    """Scores from sums, by whatever else the sums are by.
 
-    FSS (…, threshold, scale) too where the sums have fractions.
+    csi, pod, far, bias, hss, ets (…, threshold); mse (mm²/h²), mae, mean_error (mm/h), correlation,
+    correlation_uncentred, ssim (…); fss (…, threshold, scale); forecast_power, observed_power and
+    power_ratio (…, wavelength); of ensembles see `pipelines.ensembles.ensemble_scores`. Those whose
+    sums are not there are left out.
     """
-    hits, misses, false_alarms = sums["hits"], sums["misses"], sums["false_alarms"]
-
-    def ratio(part: xr.DataArray, whole: xr.DataArray) -> xr.DataArray:
-        return part / whole.where(whole > 0)
-
-    result = xr.Dataset(
-        {
-            "csi": ratio(hits, hits + misses + false_alarms),
-            "pod": ratio(hits, hits + misses),
-            "far": ratio(false_alarms, hits + false_alarms),
-            "mse": ratio(sums["squared_error"], sums["pixels"]),
-            "mae": ratio(sums["absolute_error"], sums["pixels"]),
-        }
-    )
-    if FRACTION_SUMS[0] in sums:
+    a, b, c = sums["hits"], sums["false_alarms"], sums["misses"]
+    result = {
+        "csi": ratio(a, a + b + c),
+        "pod": ratio(a, a + c),
+        "far": ratio(b, a + b),
+        "bias": ratio(a + b, a + c),
+    }
+    if "correct_negatives" in sums:
+        d = sums["correct_negatives"]
+        chance = ratio((a + b) * (a + c), a + b + c + d)
+        result["hss"] = ratio(2 * (a * d - b * c), (a + c) * (c + d) + (a + b) * (b + d))
+        result["ets"] = ratio(a - chance, a + b + c - chance)
+    for score, error in (("mse", "squared_error"), ("mae", "absolute_error")):
+        if error in sums:
+            result[score] = ratio(sums[error], sums["pixels"])
+    if "forecast_rain" in sums:
+        result |= _of_rain(sums)
+    if "fraction_error" in sums:
         result["fss"] = 1 - ratio(sums["fraction_error"], sums["fraction_reference"])
-    return result
+    if "ssim_sum" in sums:
+        result["ssim"] = ratio(sums["ssim_sum"], sums["ssim_windows"])
+    if "forecast_power_sum" in sums:
+        waves = sums["waves"]
+        result["forecast_power"] = ratio(sums["forecast_power_sum"], waves)
+        result["observed_power"] = ratio(sums["observed_power_sum"], waves)
+        result["power_ratio"] = ratio(sums["forecast_power_sum"], sums["observed_power_sum"])
+    if "ensemble_pixels" in sums:
+        result |= ensemble_scores(sums)
+    return xr.Dataset(result)
 
 
-def save_sums(root: str, product: str, sums: xr.Dataset) -> str:
-    """Store sums as `{root}/scores/{product}/{time}.zarr`, named by `latest.json`; the URL."""
-    made = now()
-    folder = storage.join(root, "scores", product)
-    url = f"{folder}/{made:%Y%m%dT%H%M%SZ}.zarr"
-    storage.publish_store(sums, url, encoding={"lead_time": {"units": "seconds", "dtype": "int64"}})
-    storage.write_json(
-        f"{folder}/latest.json", {"made": time_text(made), "scores": url.rsplit("/", 1)[-1]}
-    )
-    return url
+def _of_rain(sums: xr.Dataset) -> dict[str, xr.DataArray]:
+    """Mean error and correlations."""
+    n, f, o = sums["pixels"], sums["forecast_rain"], sums["observed_rain"]
+    ff, oo, fo = sums["forecast_square"], sums["observed_square"], sums["rain_product"]
+    variances = ((n * ff - f**2) * (n * oo - o**2)).clip(0)
+    some = (n * ff - f**2 > 1e-9 * n * ff) & (n * oo - o**2 > 1e-9 * n * oo)  # not one value only
+    return {
+        "mean_error": ratio(f - o, n),
+        "correlation": ratio(n * fo - f * o, variances**0.5).where(some),
+        "correlation_uncentred": ratio(fo, (ff * oo) ** 0.5),
+    }

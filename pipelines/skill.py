@@ -1,6 +1,6 @@
 """Recent skill: how the forecasts of the last days did, for the next ones to tell and to act on.
 
-    {root}/scores/{product}.skill.json     made anew at the end of every verification
+    {root}/scores/{product}/_skill.json     made anew at the end of every verification
 
 Everyone whose forecasts were verified has its skill: what was "served", the baselines, the models.
 A forecaster is compared with persistence and advection on the forecasts and pixels that all three
@@ -10,7 +10,6 @@ long it has been behind advection (`pipelines.trust` defines them).
 
 import datetime as dt
 import logging
-import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -19,10 +18,19 @@ import pandas as pd
 import xarray as xr
 from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from pipelines import score_store, storage
-from pipelines.score_store import ROW, SERVED, of_forecaster, read_rows
+from pipelines import storage
+from pipelines.compare import DOMAIN
+from pipelines.errors import NotFoundError
+from pipelines.score_store import (
+    SERVED,
+    days,
+    folder_url,
+    of_forecaster,
+    open_scores,
+    read_rows,
+)
 from pipelines.section import Section
-from pipelines.times import Duration, Seconds, Time, now
+from pipelines.times import Duration, Seconds, Time, format_duration, now, time_text
 from pipelines.trust import (
     ADVECTION,
     COUNTS,
@@ -37,9 +45,6 @@ from pipelines.trust import (
 )
 
 log = logging.getLogger(__name__)
-
-DOMAIN = "domain"
-"""The region that skill is of: all of the grid."""
 
 
 class SkillSettings(Section):
@@ -145,14 +150,24 @@ _FORM = TypeAdapter(RecentSkill)
 
 
 def skill_url(root: str, product: str) -> str:
-    """Where the recent skill is: beside the folder of scores, which pandas reads as a whole."""
-    return f"{score_store.folder_url(root, product)}.skill.json"
+    """Where it is: those who read the folder as Parquet pass over names with an underscore."""
+    return f"{folder_url(root, product)}/_skill.json"
 
 
 def update_skill(root: str, product: str, settings: SkillSettings) -> RecentSkill | None:
     """Say anew how the verified forecasts of the last days did; None where there are none."""
-    sums = _stored_sums(root, product, settings)
-    if sums is None or not (sums["pixels"] > 0).any():
+    there = days(root, product)
+    if there.empty:
+        return None
+    newest = read_rows(root, product, there.max(), columns=["init_time"])["init_time"]
+    if newest.empty:  # removed since
+        return None
+    since = newest.max() - pd.Timedelta(settings.window)
+    try:
+        sums = open_scores(root, product, since, sums=(*COUNTS, "pixels"))
+    except NotFoundError:  # likewise
+        return None
+    if not (sums["pixels"] > 0).any():
         return None
     skill = recent_skill(sums, settings)
     storage.write_bytes(skill_url(root, product), _FORM.dump_json(skill, indent=1) + b"\n")
@@ -170,29 +185,6 @@ def read_skill(root: str, product: str) -> RecentSkill | None:
         told = " ".join(str(error).split())
         log.warning("no recent skill: %s cannot be read: %s", storage.display(url), told)
         return None
-
-
-def _stored_sums(root: str, product: str, settings: SkillSettings) -> xr.Dataset | None:
-    """The sums of the window, of one threshold in the domain; other columns are not read."""
-    there = score_store.days(root, product)
-    if there.empty:
-        return None
-    newest = there.max()
-    names = score_store.columns(root, product, newest)
-    labels = [one[1] for name in names if (one := re.fullmatch(r"hits\[threshold=(.+)\]", name))]
-    label = min(labels, key=lambda text: abs(float(text) - settings.threshold_mm_h))
-    wanted = [*ROW, "pixels", *(f"{name}[threshold={label}]" for name in COUNTS)]
-    until = read_rows(root, product, newest, columns=["init_time"])["init_time"].max()
-    since = until - pd.Timedelta(settings.window)
-    found = []
-    for day in there[there >= since.floor("D")]:
-        names = score_store.columns(root, product, day)
-        if set(wanted) <= set(names):  # else it was scored by other thresholds
-            end = day + pd.Timedelta("1D") - pd.Timedelta("1ns")
-            known = [*wanted, "model"] if "model" in names else wanted
-            found.append(read_rows(root, product, max(day, since), end, known))
-    rows = pd.concat(found, ignore_index=True)
-    return score_store.from_rows(rows[rows["region"] == DOMAIN])
 
 
 # What it is --------------------------------------------------------------------------------------
@@ -280,4 +272,37 @@ def _skill(
         trust_horizon_reached=reached,
         trust_horizon_interval=interval,
         behind=behind,
+    )
+
+
+# What follows from it ----------------------------------------------------------------------------
+
+
+def outdone(
+    recent: RecentSkill | None,
+    model: str,
+    init_time: pd.Timestamp,
+    after: dt.timedelta,
+    expires: dt.timedelta,
+) -> str:
+    """How advection has outdone a model for `after` or longer; empty where it has not.
+
+    Only forecasts by that very version count: its successor begins with none. One chunk in which
+    it is ahead ends it; chunks count only when they are over, and then `after` begins anew: it is
+    no flapping to and fro. What was verified counts, never how long ago that was. But where that
+    ends more than `expires` before `init_time`, as verification has stopped, or nobody runs the
+    model in shadow any more, its skill today is not known: it is not outdone, says the log.
+    """
+    skill = recent.of(model) if recent is not None else None
+    if recent is None or skill is None or skill.behind is None or skill.behind.duration < after:
+        return ""
+    if not skill.is_recent(init_time, expires):
+        text = "%s serves though it was behind advection: verified only up to %s"
+        log.warning(text, model, time_text(skill.until))
+        return ""
+    behind = skill.behind
+    return (
+        f"{model} behind advection for {format_duration(behind.duration)}, "
+        f"{time_text(behind.since)} to {time_text(behind.until)}: "
+        f"CSI {behind.csi:.3f} against {behind.advection:.3f} at {recent.threshold_mm_h:g} mm/h"
     )

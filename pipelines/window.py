@@ -8,11 +8,12 @@ date.
 import hashlib
 import itertools
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import pandas as pd
 
-from pipelines.archive import Archive
+from pipelines.archive import USABLE, Archive, Status
 from pipelines.manifest import ManifestRow, frame_row, read_manifest
 from pipelines.times import time_text, utc
 
@@ -45,6 +46,10 @@ class Window:
         row = self.files[time]
         return row.sha256 if row else UNKNOWN
 
+    def only(self, times: Collection[pd.Timestamp]) -> "Window":
+        """The same timesteps, as if no other frame than those at `times` were there."""
+        return Window(self.times, {time: row for time, row in self.files.items() if time in times})
+
     @property
     def received(self) -> pd.Timestamp | None:
         """When the newest frame's file appeared; None where the manifest does not say."""
@@ -65,12 +70,18 @@ class Windows:
     """Windows that end in a period, read from status and manifest once."""
 
     def __init__(
-        self, archive: Archive, first: pd.Timestamp, last: pd.Timestamp, most_frames: int
+        self,
+        archive: Archive,
+        first: pd.Timestamp,
+        last: pd.Timestamp,
+        most_frames: int,
+        statuses: Collection[Status] = USABLE,
     ) -> None:
-        """`most_frames` : of the longest window asked for."""
+        """`most_frames` : of the longest window asked for; `statuses` : those that have a frame."""
         self.archive = archive
         begin = first - (most_frames - 1) * archive.timestep
-        self.usable = archive.usable_times(begin, last)
+        self.status = archive.status().loc[begin:last]
+        self.usable = pd.DatetimeIndex(self.status.index[self.status.isin(statuses)])
         days = pd.date_range(begin.floor("D"), last.floor("D"), freq="D").strftime("%Y-%m-%d")
         rows = itertools.groupby(read_manifest(archive.url, days), key=lambda row: row.valid_time)
         known = {utc(text): frame_row(list(group)) for text, group in rows}
@@ -81,6 +92,10 @@ class Windows:
         times = pd.date_range(
             end=init_time, periods=frames, freq=self.archive.timestep, name="time"
         )
+        return self.at(times)
+
+    def at(self, times: pd.DatetimeIndex) -> Window:
+        """The window of these times."""
         return Window(times, {time: self._files[time] for time in times if time in self._files})
 
 

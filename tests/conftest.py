@@ -12,6 +12,7 @@ import tempfile
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -55,6 +56,13 @@ torch.set_num_threads(1)  # tensors here are tiny; more threads only wait for ea
 # The same examples every time, however slow the machine is.
 settings.register_profile("squall", derandomize=True, deadline=None, database=None)
 settings.load_profile("squall")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules with slow tests first: no process waits in the end for another's last, long one."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
 
 START = pd.Timestamp("2024-06-01T00:00")
 TIMESTEP = pd.Timedelta("5min")

@@ -59,6 +59,21 @@ def test_each_event_says_which_forecast_and_what_of_it(sent):
     assert backfill == ["false", "false", "true", "false"]
 
 
+def test_a_promotion_is_about_the_model(sent):
+    def emit():
+        events.promoted("net/2", "net/1", "knmi", "proven by ada")
+        events.promoted("net/1", None, "knmi", "forced by ada because it rains")
+
+    found = sent(emit)
+    assert [event.event for event in found] == ["squall.model.promoted"] * 2
+    assert {event.resource.id for event in found} == {"squall.model.net"}
+    assert found[0].payload == {
+        "product": "knmi", "model": "net/2", "version": "2", "instead_of": "net/1",
+        "reason": "proven by ada",
+    }  # fmt: skip
+    assert found[1].payload["instead_of"] == "none"
+
+
 def test_without_a_server_nothing_is_sent_and_none_is_started(sent):
     def run():
         with temporary_settings(restore_defaults={PREFECT_API_URL}):

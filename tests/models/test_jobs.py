@@ -139,6 +139,11 @@ def test_a_run_has_a_name_that_fits_into_an_address():
         submit("http://127.0.0.1:1", "root", "town", LONG, "../town")
 
 
+def test_a_job_is_told_whether_a_first_version_becomes_the_champion():
+    words = [jobs._entrypoint("root", "town", LONG, "run", first=first) for first in (True, False)]
+    assert ["--no-first" in entrypoint for entrypoint in words] == [False, True]
+
+
 def test_only_a_folder_of_this_machine_may_be_unseen_by_a_cluster_elsewhere(tmp_path):
     assert is_elsewhere("http://192.0.2.1:8265", str(tmp_path))
     assert not is_elsewhere("http://192.0.2.1:8265", "s3://bucket/root")

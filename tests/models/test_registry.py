@@ -17,10 +17,12 @@ import xarray as xr
 from models.card import headlines, read_card, read_scores
 from models.code_version import code_version
 from models.registry import (
+    ChampionChangedError,
     champion,
     load_model,
     model_names,
     promote,
+    promote_first,
     reigns,
     rollback,
     save_model,
@@ -28,8 +30,9 @@ from models.registry import (
 )
 from models.training import NetworkSettings, TrainSettings
 from pipelines import storage
+from pipelines.compare import Scoring, compare
 from pipelines.errors import NotFoundError, SquallError
-from pipelines.scores import compare, scores
+from pipelines.scores import scores
 
 SETTINGS = TrainSettings(network=NetworkSettings(hidden_channels=(4, 3), patch_size=2))
 
@@ -71,7 +74,8 @@ def forecast(seed, scale=1.0):
 def validation(name="net", **others):
     """Sums of a model with small errors, beside others'."""
     forecasts = {name: forecast(0, 1.1), **others}
-    return compare(forecasts, forecast(0), [0.5, 2.0], {5.0: (3, 3)}).assign_attrs(events=3)
+    sums = compare(forecasts, forecast(0), Scoring((0.5, 2.0), {5.0: (3, 3)}))
+    return sums.sel(region="domain", drop=True).assign_attrs(events=3)
 
 
 @pytest.fixture
@@ -333,6 +337,77 @@ def test_the_champion_that_an_earlier_squall_wrote_is_the_first_of_the_history(r
     promote(root, "net", second)
     assert reigns(root, "net")[0].since == "2024-06-01T00:00:00Z"
     assert rollback(root, "net") == first
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "champions"
+"""champion.json as each Squall wrote it: without a history, with one, and with reasons."""
+
+
+@pytest.mark.parametrize(
+    ("form", "reasons"),
+    [
+        ("1", ["unproven"]),
+        ("2", ["unproven", "unproven", "rolled back"]),
+        (
+            "3",
+            [
+                "first: no champion to beat; unproven",
+                "forced by ada@radar because the old one knows no hail",
+                "rolled back by ada@radar",
+                "proven by flow run brisk-owl by csi of 265 forecasts in 11 event blocks, "
+                "2024-06-03T13:00:00Z to 2024-06-04T11:00:00Z",
+            ],
+        ),
+    ],
+)
+def test_every_form_of_a_champion_is_read_and_goes_on(root, form, reasons):
+    url = storage.join(root, "models/net/champion.json")
+    storage.write_bytes(url, (GOLDEN / f"{form}.json").read_bytes())
+    before = reigns(root, "net")
+    assert [str(reign) for reign in before] == reasons
+    assert champion(root, "net") == before[-1].version
+    _, version = save(root)
+    promote(root, "net", version)
+    assert reigns(root, "net")[:-1] == before
+
+
+def test_how_a_champion_came_to_be_is_remembered(root):
+    first, second, third = (save(root, seed)[1] for seed in range(3))
+    assert promote_first(root, "net", first)
+    assert not promote_first(root, "net", second), "there is a champion to beat"
+    verdict = {"score": "csi", "forecasts": 9, "blocks": 3, "since": "a", "until": "b"}
+    now = reigns(root, "net")
+    promote(root, "net", second, how="proven", by="ada", verdict=verdict, after=now)
+    promote(root, "net", third, how="forced", by="bob", why="I say so", verdict=verdict)
+    rollback(root, "net", by="eve")
+    assert [str(reign) for reign in reigns(root, "net")] == [
+        "first: no champion to beat; unproven",
+        "proven by ada by csi of 9 forecasts in 3 event blocks, a to b",
+        "forced by bob because I say so",
+        "rolled back by eve",
+    ]
+    assert reigns(root, "net")[1].verdict == verdict
+    assert champion(root, "net") == second
+
+
+def test_a_proof_against_another_champion_is_none(root):
+    first, second, third = (save(root, seed)[1] for seed in range(3))
+    promote_first(root, "net", first)
+    judged = reigns(root, "net")
+    promote(root, "net", second, how="proven", after=judged)
+    with pytest.raises(ChampionChangedError, match=f"found {second}; expected {first}"):
+        promote(root, "net", third, how="proven", after=judged)
+    assert champion(root, "net") == second
+
+
+def test_what_a_newer_squall_tells_of_a_reign_is_left_aside(root):
+    _, version = save(root)
+    promote(root, "net", version)
+    path = Path(root, "models/net/champion.json")
+    stored = json.loads(path.read_text())
+    stored["history"][0]["weather"] = "fine"
+    path.write_text(json.dumps(stored))
+    assert champion(root, "net") == version
 
 
 @pytest.mark.parametrize("change", ["remove", "damage"])

@@ -48,6 +48,20 @@ def test_a_model_without_validation_is_registered_without_scores(archive, tmp_pa
     assert read_scores(root, *model_id.split("/")) is None
 
 
+def test_the_first_version_is_the_champion_and_the_next_its_challenger(archive, tmp_path):
+    root = storage.normalise(tmp_path)
+    settings = changed(epochs=1, validation_fraction=0, run="a")
+    first = train_model(root, "net", archive.url, settings)
+    further = settings.model_copy(update={"seed": 1, "run": "b"})
+    second = train_model(root, "net", archive.url, further)
+    assert first != second
+    assert f"net/{registry.champion(root, 'net')}" == first
+    assert str(registry.reigns(root, "net")[0]) == "first: no champion to beat; unproven"
+    third = train_model(root, "other", archive.url, further, first=False)
+    assert registry.reigns(root, "other") == []
+    assert f"other/{registry.versions(root, 'other')[0].version}" == third
+
+
 def ingested(root, source, folder, files):
     """An archive of the first files of a provider."""
     inbox = storage.local_path(root) / source

@@ -7,9 +7,11 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.fss import fractions, windows
+from pipelines.compare import Scoring, compare
+from pipelines.fss import windows
 from pipelines.grid import Grid
-from pipelines.scores import compare, contingency, merge, save_sums, scores
+from pipelines.scores import merge, scores
+from tests.measured import measured
 
 NAN = np.nan
 
@@ -20,13 +22,13 @@ def field(*rows):
 
 def fss(forecast, observed, *sizes, threshold=1.0):
     """FSS at windows of so many pixels a side."""
-    sums = fractions(forecast, observed, [threshold], {float(size): (size, size) for size in sizes})
+    sums = measured(forecast, observed, [threshold], {float(size): (size, size) for size in sizes})
     ratio = sums["fraction_error"] / sums["fraction_reference"]
     return (1 - ratio).sel(threshold=threshold).values.tolist()
 
 
 def sums_of(forecast, observed, size=3):
-    sums = fractions(forecast, observed, [1.0], {1.0: (size, size)}).squeeze()
+    sums = measured(forecast, observed, [1.0], {1.0: (size, size)}).squeeze()
     return float(sums["fraction_error"]), float(sums["fraction_reference"])
 
 
@@ -51,15 +53,15 @@ def test_a_missing_pixel_is_neither_dry_nor_the_centre_of_a_neighbourhood():
 def test_a_pixel_that_another_forecast_lacks_counts_for_nobody():
     valid = field([1, 0, 1, 1]).astype(bool)
     forecast, observed = field([1, 0, 0, 0]), field([0, 0, 1, 0])
-    got = fractions(forecast, observed, [1.0], {1.0: (3, 3)}, valid)
-    missing = fractions(forecast, observed.where(valid), [1.0], {1.0: (3, 3)})
+    got = measured(forecast, observed, [1.0], {1.0: (3, 3)}, valid)
+    missing = measured(forecast, observed.where(valid), [1.0], {1.0: (3, 3)})
     xr.testing.assert_identical(got, missing)
 
 
 def test_a_window_may_have_other_rows_than_columns():
     forecast, observed = field([1, 0], [0, 0]), field([0, 0], [1, 0])
-    tall = fractions(forecast, observed, [1.0], {1.0: (3, 1)})
-    wide = fractions(forecast, observed, [1.0], {1.0: (1, 3)})
+    tall = measured(forecast, observed, [1.0], {1.0: (3, 1)})
+    wide = measured(forecast, observed, [1.0], {1.0: (1, 3)})
     assert float(tall["fraction_error"].squeeze()) == 0
     assert float(wide["fraction_error"].squeeze()) == float(wide["fraction_reference"].squeeze())
 
@@ -92,7 +94,7 @@ def test_it_is_between_0_and_1_and_1_for_a_perfect_forecast(pair, size):
 
 @given(fields)
 def test_at_one_pixel_it_is_twice_csi_by_one_plus_csi(pair):
-    csi = float(scores(contingency(*pair, [1.0]))["csi"].squeeze())
+    csi = float(scores(measured(*pair, [1.0]))["csi"].squeeze())
     assert fss(*pair, 1)[0] == pytest.approx(2 * csi / (1 + csi))
 
 
@@ -128,9 +130,8 @@ def random_parts():
             xr.DataArray(values, {"lead_time": lead_times[:count]}, ("lead_time", "y", "x"))
             for values in rain
         )
-        parts.append(
-            compare({"a": one, "b": one + 1}, other, [1.0, 3.0], {5.0: (3, 3), 9.0: (5, 5)})
-        )
+        scoring = Scoring((1.0, 3.0), {5.0: (3, 3), 9.0: (5, 5)})
+        parts.append(compare({"a": one, "b": one + 1}, other, scoring))
     return parts
 
 
@@ -146,7 +147,7 @@ def test_the_order_of_merging_does_not_change_the_score(order, cut):
 
 def test_sums_have_a_score_for_every_scale_and_threshold():
     result = scores(merge(PARTS))
-    assert set(result["fss"].dims) == {"forecaster", "lead_time", "threshold", "scale"}
+    assert set(result["fss"].dims) == {"forecaster", "lead_time", "region", "threshold", "scale"}
     assert result["scale"].attrs["units"] == "km"
     assert "scale" not in result["csi"].dims
     assert result["fss"].notnull().all()
@@ -160,12 +161,6 @@ def test_sums_without_fractions_are_read_and_merged_as_before():
     xr.testing.assert_identical(
         mixed["csi"].drop_vars("scale", errors="ignore"), scores(merge(old))["csi"]
     )
-
-
-def test_stored_sums_open_with_stock_xarray(tmp_path):
-    opened = xr.open_zarr(save_sums(str(tmp_path), "test", merge(PARTS))).load()
-    xr.testing.assert_allclose(scores(opened)["fss"], scores(merge(PARTS))["fss"])
-    assert opened["scale"].attrs["units"] == "km"
 
 
 def test_scales_are_kilometres_and_windows_odd():

@@ -34,7 +34,14 @@ from pipelines.forecasts import (
 )
 from pipelines.once import sweep
 from pipelines.publishing import CompactedError, publish
-from pipelines.retention import CompactionReport, compact_days, prune_forecasts
+from pipelines.retention import (
+    CompactionReport,
+    RetentionSettings,
+    compact_days,
+    prune_forecasts,
+    retain,
+)
+from pipelines.score_store import days, write_scores
 from pipelines.storage import open_group
 from pipelines.times import clock_set_to, utc
 
@@ -481,3 +488,21 @@ def test_who_opened_a_single_store_can_read_on_after_it_is_retired(with_revision
     with clock_set_to(LATER + pd.Timedelta("3h01min")):
         compact(root, grace=hour)
     assert singles_in(root) == ["20240602T0100Z.zarr"]
+
+
+def test_scores_are_kept_for_so_long_before_the_newest_of_whatever_year(tmp_path):
+    root = str(tmp_path)
+    for day in (0, 399, 400, 401):
+        coords = {
+            "init_time": [at(f"{day}D")],
+            "forecaster": ["served"],
+            "lead_time": [pd.Timedelta("5min")],
+            "region": ["domain"],
+        }
+        pixels = xr.DataArray(np.ones((1, 1, 1, 1)), coords, tuple(coords))
+        write_scores(root, "test", [xr.Dataset({"pixels": pixels})])
+    report = retain(root, "test", RetentionSettings())
+    assert report.scores == 1
+    assert "scores of 1 days removed" in str(report)
+    assert list(days(root, "test")) == [at("399D"), at("400D"), at("401D")]
+    assert retain(root, "test", RetentionSettings(scores=None)).scores == 0

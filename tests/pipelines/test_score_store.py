@@ -1,6 +1,8 @@
 """The scores store: rows, days, and what comes back."""
 
 import multiprocessing
+import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,11 +12,12 @@ import xarray as xr
 from pipelines import score_store
 from pipelines.errors import NotFoundError
 from pipelines.score_store import (
-    columns,
     of_forecaster,
     open_scores,
+    prune_scores,
     read_rows,
     remove_before,
+    total,
     write_scores,
 )
 from pipelines.scores import merge, scores
@@ -47,8 +50,8 @@ def part(k, forecasters=("served", "persistence"), thresholds=(0.5, 2.0), seed=N
     ).expand_dims(init_time=[FIRST + k * pd.Timedelta("30min")])
 
 
-def labelled(k, model):
-    return part(k).assign_coords(model=("init_time", [model]), revision=("init_time", [1]))
+def labelled(k, model, *of):
+    return part(k, *of).assign_coords(model=("init_time", [model]), revision=("init_time", [1]))
 
 
 def test_what_is_written_comes_back(tmp_path):
@@ -118,33 +121,25 @@ def test_a_period_and_columns(tmp_path):
     assert read_rows(root, "fmi").empty
 
 
-def test_the_columns_of_a_day(tmp_path):
-    write_scores(str(tmp_path), "knmi", [labelled(0, "net/1")])
-    names = columns(str(tmp_path), "knmi", FIRST.floor("D"))
-    assert {"init_time", "model", "pixels", "hits[threshold=0.5]"} <= set(names)
-
-
-def test_the_sums_of_one_are_its_own_and_of_what_it_served():
-    """Served by net/1, then by another while it was in shadow."""
-    first = labelled(0, "net/1")
-    second = part(1, ("served", "net/1")).assign_coords(
-        model=("init_time", ["advection"]), revision=("init_time", [1])
+def test_a_forecaster_is_its_own_rows_and_what_it_served(tmp_path):
+    names = ("served", "net/1", "persistence")
+    parts = [part(k, names).assign_coords(model=("init_time", [f"net/{k}"])) for k in range(3)]
+    sums = xr.concat(parts, "init_time")
+    found = of_forecaster(sums, "net/1")
+    assert "forecaster" not in found.dims
+    for k, name in enumerate(["net/1", "served", "net/1"]):
+        wanted = sums.isel(init_time=k).sel(forecaster=name, drop=True)
+        xr.testing.assert_equal(found.isel(init_time=k), wanted)
+    of_another = of_forecaster(sums, "net/2")
+    assert (of_another["pixels"].isel(init_time=[0, 1]) == 0).all()
+    xr.testing.assert_equal(
+        of_another.isel(init_time=2), sums.isel(init_time=2).sel(forecaster="served", drop=True)
     )
-    both = xr.concat([first, second], "init_time", join="outer", fill_value=0.0)
-    found = of_forecaster(both, "net/1")
-    wanted = [
-        first.sel(forecaster="served").isel(init_time=0),
-        second.sel(forecaster="net/1").isel(init_time=0),
-    ]
-    for k, one in enumerate(wanted):
-        for name in ("hits", "pixels"):
-            np.testing.assert_array_equal(found[name].isel(init_time=k), one[name])
-    assert of_forecaster(both, "served")["hits"].equals(
-        both["hits"].sel(forecaster="served", drop=True)
+    assert (of_forecaster(sums, "net/9")["pixels"] == 0).all()
+    alone = sums.sel(forecaster=["persistence"])
+    xr.testing.assert_equal(
+        of_forecaster(alone, "persistence"), alone.isel(forecaster=0, drop=True)
     )
-    assert float(of_forecaster(both, "nobody")["pixels"].sum()) == 0
-    advection = of_forecaster(both, "advection")["pixels"].sum(("lead_time", "region"))
-    assert (advection.values > 0).tolist() == [False, True]
 
 
 def test_no_scores_is_said_so(tmp_path):
@@ -158,6 +153,71 @@ def test_old_days_are_removed_whole(tmp_path):
     assert remove_before(root, "knmi", pd.Timestamp("2024-03-10T12:00")) == [
         score_store.folder_url(root, "knmi") + "/20240309.parquet"
     ]
+    assert open_scores(root, "knmi").sizes["init_time"] == 1
+
+
+def test_the_same_sums_are_the_same_bytes_however_they_came(tmp_path):
+    """Also where other thresholds and forecasters were scored in between."""
+    parts = [labelled(0, "net/1"), labelled(1, "net/2", ("served", "net/9"), (0.5, 10.0))]
+    parts.append(labelled(3, "net/1"))
+    once, again = str(tmp_path / "once"), str(tmp_path / "again")
+    write_scores(once, "knmi", parts)
+    for k in (3, 1, 0):
+        write_scores(again, "knmi", [labelled(k, "net/3", ("served", "other"), (2.0, 30.0))])
+    for one in parts[::-1]:
+        write_scores(again, "knmi", [one])
+    assert contents(once) == contents(again)
+    assert len(contents(once)) == 2
+
+
+def contents(root):
+    """The bytes of every day."""
+    return {path.name: path.read_bytes() for path in Path(root).glob("scores/knmi/*.parquet")}
+
+
+def test_a_total_is_the_sum_of_all_forecasts_and_says_who_made_them(tmp_path):
+    root = str(tmp_path)
+    parts = [labelled(k, f"net/{k % 2}") for k in range(5)]  # on two days
+    write_scores(root, "knmi", parts)
+    of_all = total(root, "knmi")
+    expected = open_scores(root, "knmi").sum("init_time")
+    xr.testing.assert_equal(of_all.sums.transpose(*expected.dims), expected)
+    assert (of_all.forecasts, of_all.models) == (5, {"net/0": 3, "net/1": 2})
+    first = total(root, "knmi", end=FIRST)
+    assert (first.forecasts, first.models) == (1, {"net/0": 1})
+    with pytest.raises(NotFoundError, match="no scores"):
+        total(root, "knmi", start=FIRST + pd.Timedelta("1D"))
+
+
+def test_a_total_over_days_with_other_thresholds_and_forecasters(tmp_path):
+    root = str(tmp_path)
+    write_scores(root, "knmi", [part(0), part(2, ("served", "net/2"), (0.5, 5.0))])
+    of_all, each = total(root, "knmi").sums, open_scores(root, "knmi").sum("init_time")
+    xr.testing.assert_equal(of_all.transpose(*each.dims), each)
+
+
+def test_scores_are_pruned_by_age_before_the_newest(tmp_path):
+    root = str(tmp_path)
+    write_scores(root, "knmi", [part(48 * day) for day in (0, 1, 10)])
+    staged = tmp_path / "scores" / "knmi" / f".20240309.parquet.{'0' * 32}"
+    staged.write_bytes(b"half")
+    assert prune_scores(root, "knmi", None) == 0
+    assert prune_scores(root, "knmi", pd.Timedelta("9D").to_pytimedelta()) == 1
+    kept = ["2024-03-10", "2024-03-19"]
+    assert [f"{day:%Y-%m-%d}" for day in score_store.days(root, "knmi")] == kept
+    assert staged.exists(), "its writer may live"
+    os.utime(staged, (0, 0))
+    assert prune_scores(root, "knmi", None) == 0
+    assert not staged.exists()
+    assert prune_scores(root, "fmi", pd.Timedelta("9D").to_pytimedelta()) == 0
+
+
+def test_a_day_that_is_removed_while_it_is_read_has_no_rows(tmp_path, monkeypatch):
+    root = str(tmp_path)
+    write_scores(root, "knmi", [part(0), part(3)])
+    listed = score_store.days(root, "knmi")
+    remove_before(root, "knmi", pd.Timestamp("2024-03-10"))
+    monkeypatch.setattr(score_store, "days", lambda *_: listed)
     assert open_scores(root, "knmi").sizes["init_time"] == 1
 
 

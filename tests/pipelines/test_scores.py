@@ -10,9 +10,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import storage
-from pipelines.scores import SUMS, THRESHOLDS_MM_H, contingency, merge, save_sums, scores
+from pipelines.compare import PIXEL_DIMS
+from pipelines.scores import THRESHOLDS_MM_H, merge, scores
 from pipelines.units import unpack
+from tests.measured import measured
 
 MINUTES = pd.to_timedelta([5, 10, 15, 20], unit="min")
 
@@ -31,7 +32,7 @@ OBSERVED = fields([[0.0, 0.0, 2.0], [1.0, 4.0, np.nan]])
 
 def test_sums_by_hand():
     # Compared where both are known: forecast 0 1 2 3, observed 0 0 2 1.
-    sums = contingency(FORECAST, OBSERVED, [1.0, 2.0]).isel(lead_time=0)
+    sums = measured(FORECAST, OBSERVED, [1.0, 2.0]).isel(lead_time=0)
     assert sums["hits"].values.tolist() == [2, 1]
     assert sums["misses"].values.tolist() == [0, 0]
     assert sums["false_alarms"].values.tolist() == [1, 1]
@@ -42,7 +43,7 @@ def test_sums_by_hand():
 
 
 def test_scores_by_hand():
-    result = scores(contingency(FORECAST, OBSERVED, [1.0, 2.0])).isel(lead_time=0)
+    result = scores(measured(FORECAST, OBSERVED, [1.0, 2.0])).isel(lead_time=0)
     assert result["csi"].values == pytest.approx([2 / 3, 1 / 2])
     assert result["pod"].values.tolist() == [1, 1]
     assert result["far"].values == pytest.approx([1 / 3, 1 / 2])
@@ -51,7 +52,7 @@ def test_scores_by_hand():
 
 
 def test_a_miss_is_rain_that_was_not_forecast():
-    sums = contingency(fields([[0.0, 3.0]]), fields([[3.0, 3.0]]), [2.0])
+    sums = measured(fields([[0.0, 3.0]]), fields([[3.0, 3.0]]), [2.0])
     assert float(sums["misses"].squeeze()) == 1
     assert float(scores(sums)["pod"].squeeze()) == 0.5
 
@@ -59,7 +60,7 @@ def test_a_miss_is_rain_that_was_not_forecast():
 def test_a_pixel_that_another_forecast_lacks_counts_for_nobody():
     valid = xr.ones_like(FORECAST, bool)
     valid[0, 0, 1] = False
-    sums = contingency(FORECAST, OBSERVED, [1.0], valid)
+    sums = measured(FORECAST, OBSERVED, [1.0], valid=valid)
     assert float(sums["pixels"].squeeze()) == 3
     assert float(sums["false_alarms"].squeeze()) == 0
     assert float(sums["hits"].squeeze()) == 2
@@ -68,16 +69,16 @@ def test_a_pixel_that_another_forecast_lacks_counts_for_nobody():
 
 def test_a_score_without_cases_is_nan():
     dry = fields([[0.0, 0.0]])
-    result = scores(contingency(dry, dry, [1.0]))
+    result = scores(measured(dry, dry, [1.0]))
     for name in ("csi", "pod", "far"):
         assert np.isnan(result[name]).all(), name
     assert float(result["mse"].squeeze()) == 0
-    nothing = scores(contingency(dry * np.nan, dry, [1.0]))
+    nothing = scores(measured(dry * np.nan, dry, [1.0]))
     assert all(np.isnan(nothing[name]).all() for name in nothing)
 
 
 def test_an_event_is_at_or_above_its_threshold():
-    sums = contingency(fields([[0.5, 0.49]]), fields([[0.5, 0.5]]), [0.5])
+    sums = measured(fields([[0.5, 0.49]]), fields([[0.5, 0.5]]), [0.5])
     assert float(sums["hits"].squeeze()) == 1
     assert float(sums["misses"].squeeze()) == 1
 
@@ -89,18 +90,18 @@ def test_a_perfect_forecast_is_perfect_however_it_was_read(threshold):
     observed = fields(*unpack(stored).astype(float)).astype(np.float32)
     forecast = fields(*(stored * 0.01))
     for one, other in ((forecast, observed), (observed, forecast)):
-        result = scores(contingency(one, other, [threshold]))
+        result = scores(measured(one, other, [threshold]))
         assert float(result["csi"].squeeze()) == 1.0
-    events = contingency(forecast, observed, [threshold])["hits"]
+    events = measured(forecast, observed, [threshold])["hits"]
     assert float(events.squeeze()) == 10_000 - round(threshold * 100)
 
 
 def test_the_usual_thresholds_are_hko7s():
     assert THRESHOLDS_MM_H == (0.5, 2.0, 5.0, 10.0, 30.0)
-    sums = contingency(FORECAST, OBSERVED)
+    sums = measured(FORECAST, OBSERVED)
     assert sums["threshold"].values.tolist() == list(THRESHOLDS_MM_H)
-    assert set(sums) == set(SUMS)
-    assert all(sums[name].dtype == np.float64 for name in SUMS)
+    assert set(sums) == set(PIXEL_DIMS)
+    assert all(sums[name].dtype == np.float64 for name in sums)
 
 
 def parts(count, seed=0):
@@ -110,7 +111,7 @@ def parts(count, seed=0):
     for number in range(count):
         forecast, observed = rng.integers(0, 8, (2, 1 + number % 3, 4, 5)).astype(float)
         forecast[rng.random(forecast.shape) < 0.1] = np.nan
-        result.append(contingency(fields(*forecast), fields(*observed), [1.0, 3.0, 5.0]))
+        result.append(measured(fields(*forecast), fields(*observed), [1.0, 3.0, 5.0]))
     return result
 
 
@@ -134,9 +135,9 @@ def test_sums_add_up_in_any_order_and_grouping(order, cuts):
 def test_merged_sums_are_the_sums_of_everything_together():
     rng = np.random.default_rng(1)
     forecast, observed = rng.integers(0, 8, (2, 3, 4, 30)).astype(float)
-    whole = contingency(fields(*forecast), fields(*observed))
+    whole = measured(fields(*forecast), fields(*observed))
     pieces = [
-        contingency(fields(*forecast[..., a : a + 10]), fields(*observed[..., a : a + 10]))
+        measured(fields(*forecast[..., a : a + 10]), fields(*observed[..., a : a + 10]))
         for a in (0, 10, 20)
     ]
     assert_same(merge(pieces), whole)
@@ -144,14 +145,14 @@ def test_merged_sums_are_the_sums_of_everything_together():
 
 
 def test_the_score_of_all_is_not_the_mean_of_scores():
-    much = contingency(fields([[5.0] * 9]), fields([[5.0] * 9]), [1.0])
-    little = contingency(fields([[5.0]]), fields([[0.0]]), [1.0])
+    much = measured(fields([[5.0] * 9]), fields([[5.0] * 9]), [1.0])
+    little = measured(fields([[5.0]]), fields([[0.0]]), [1.0])
     assert float(scores(merge([much, little]))["csi"].squeeze()) == pytest.approx(0.9)
 
 
 def test_a_lead_time_that_a_part_lacks_adds_nothing_there():
-    one = contingency(fields([[5.0]], [[5.0]]), fields([[5.0]], [[5.0]]), [1.0])
-    other = contingency(fields([[5.0]]), fields([[5.0]]), [1.0])
+    one = measured(fields([[5.0]], [[5.0]]), fields([[5.0]], [[5.0]]), [1.0])
+    other = measured(fields([[5.0]]), fields([[5.0]]), [1.0])
     total = merge([other, one])
     assert total["lead_time"].size == 2
     assert total["hits"].squeeze().values.tolist() == [2, 1]
@@ -171,14 +172,3 @@ def test_a_forecaster_that_a_part_lacks_adds_nothing_there():
 def test_merging_one_part_changes_nothing():
     assert_same(reduce(lambda total, part: merge([total, part]), PARTS), merge(PARTS))
     assert_same(merge(PARTS[:1]), PARTS[0])
-
-
-def test_stored_sums_open_with_stock_xarray(tmp_path):
-    sums = merge(PARTS).expand_dims(forecaster=["persistence", "net/20240601T000000Z"])
-    url = save_sums(str(tmp_path), "test", sums)
-    opened = xr.open_zarr(url).load()
-    np.testing.assert_array_equal(opened["hits"], sums["hits"])
-    assert opened["forecaster"].values.tolist() == ["persistence", "net/20240601T000000Z"]
-    assert opened["lead_time"].dtype.kind == "m"
-    latest = storage.read_json(storage.join(str(tmp_path), "scores", "test", "latest.json"))
-    assert url.endswith(latest["scores"])

@@ -179,14 +179,6 @@ def test_from_the_store_is_what_it_is_from_the_sums(tmp_path, monkeypatch):
     assert read_skill(root, "knmi") == found
 
 
-def test_a_day_scored_by_other_thresholds_is_left_out(tmp_path):
-    root = str(tmp_path)
-    write_scores(root, "knmi", [served_by_net(24).isel(threshold=[1])])
-    later = verified(hours(5, START + 24 * HOUR), {"served": 0.5, "persistence": 0.2})
-    write_scores(root, "knmi", [later])
-    assert update_skill(root, "knmi", SETTINGS).since == START + 24 * HOUR
-
-
 def test_stock_pandas_still_reads_the_scores_folder(tmp_path):
     write_scores(str(tmp_path), "knmi", [served_by_net(3)])
     before = len(pd.read_parquet(tmp_path / "scores" / "knmi"))
