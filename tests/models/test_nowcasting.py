@@ -365,8 +365,8 @@ def test_whatever_the_model_does_there_is_a_forecast_in_time(of_unruly, code, re
 def test_a_child_that_dies_after_its_answer_holds_nothing_up(of_unruly, unruly, monkeypatch):
     predict = Nowcaster._predict
 
-    def then_dies(self, forecaster, past, leads):
-        rain_rate = predict(self, forecaster, past, leads)
+    def then_dies(self, forecaster, past, leads, budget):
+        rain_rate = predict(self, forecaster, past, leads, budget)
         psutil.Process(forecaster.about.pid).kill()
         return rain_rate
 

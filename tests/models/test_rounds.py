@@ -233,12 +233,12 @@ def test_a_forecast_is_made_again_where_a_frame_changes_meanwhile(feed, start, m
     archive = Archive(service.archive_url)
     predict, calls = Nowcaster._predict, []
 
-    def predict_as_a_correction_comes(self, forecaster, past, leads):
+    def predict_as_a_correction_comes(self, forecaster, past, leads, budget):
         calls.append(float(past.frames[-1, 0, 0]))
         if len(calls) == 1:
             feed.correct(4)
             ingest(service.archive_url, service.ingest)
-        return predict(self, forecaster, past, leads)
+        return predict(self, forecaster, past, leads, budget)
 
     monkeypatch.setattr(Nowcaster, "_predict", predict_as_a_correction_comes)
     url = publish_nowcast(service.nowcaster, archive, service.root, PRODUCT, at(4))
