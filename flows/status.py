@@ -3,7 +3,6 @@
 import threading
 from typing import Any
 
-import pandas as pd
 from prometheus_client import start_http_server
 from pydantic_settings import SettingsConfigDict
 from rich.console import Console
@@ -13,8 +12,10 @@ from flows.layers import Place, load
 from pipelines.errors import SquallError
 from pipelines.latency import Latency
 from pipelines.metrics import registry
-from pipelines.skill import ForecasterSkill, RecentSkill
+from pipelines.skill import RecentSkill
+from pipelines.skill_attributes import horizon_text
 from pipelines.times import format_duration, time_text
+from pipelines.trust import PERSISTENCE
 from pipelines.watch import ServiceStatus, WatchSettings, age_text, crossed, look
 
 OTHERS = (
@@ -106,32 +107,26 @@ def print_status(status: ServiceStatus, lines: list[str]) -> None:
 
 
 def print_skill(skill: RecentSkill) -> None:
-    """CSI by forecaster, at up to six lead times, and its trust horizon."""
+    """CSI by forecaster, at up to six lead times, the trust horizon, and who is behind."""
     table = Table(
-        title=f"CSI ≥ {skill.threshold_mm_h:g} mm/h, {skill.since} to {skill.until}",
+        title=f"CSI ≥ {skill.threshold_mm_h:g} mm/h of the forecasts from {time_text(skill.since)}"
+        f" to {time_text(skill.until)}",
         title_justify="left",
         title_style="bold",
     )
     table.add_column("forecaster")
-    leads = [pd.Timedelta(seconds=one) for one in skill.lead_seconds]
-    chosen = sorted({round(k * (len(leads) - 1) / 5) for k in range(6)})
-    for place in chosen:
-        table.add_column(format_duration(leads[place]), justify="right")
-    table.add_column("trust horizon", justify="right")
-    for name, own in skill.forecasters.items():
-        values = (own.csi[place] for place in chosen)
-        table.add_row(name, *("–" if v is None else f"{v:.3f}" for v in values), _horizon(own))
+    last = len(skill.lead_times) - 1
+    chosen = sorted({round(k * last / 5) for k in range(6)})
+    for k in chosen:
+        table.add_column(format_duration(skill.lead_times[k]), justify="right")
+    table.add_column("trust horizon")
+    for name, one in skill.forecasters.items():
+        values = ("–" if one.csi[k] != one.csi[k] else f"{one.csi[k]:.3f}" for k in chosen)
+        table.add_row(name, *values, "" if name == PERSISTENCE else horizon_text(one))
     console.print(table)
-
-
-def _horizon(own: ForecasterSkill) -> str:
-    """With its interval, where that is known."""
-    if own.trust_horizon_seconds is None:
-        return "–"
-    ends = (own.trust_horizon_seconds, *own.trust_horizon_interval_seconds)
-    horizon, *bounds = (format_duration(pd.Timedelta(seconds=one)) for one in ends)
-    text = horizon + (" or more" if own.trust_horizon_open else "")
-    return f"{text} ({' to '.join(bounds)})" if bounds else text
+    for name, one in skill.forecasters.items():
+        if one.behind is not None:
+            console.print(f"{name} behind advection since {time_text(one.behind.since)}")
 
 
 def print_latency(latency: Latency) -> None:

@@ -25,6 +25,7 @@ from pipelines.score_store import SERVED, open_scores
 from pipelines.scores import scores
 from pipelines.shadows import shadow_root
 from pipelines.skill import read_skill
+from pipelines.skill_attributes import horizon_text
 from pipelines.times import format_duration, now, time_text
 from pipelines.verification_pictures import (
     calibration_picture,
@@ -113,19 +114,11 @@ def _head(settings: Settings, report: VerifyReport, rows: xr.Dataset) -> str:
 def _verdict(root: str, product: str, common: xr.Dataset, threshold: float) -> str:
     """How far ahead to trust it, and against whom it wins and loses, in sentences."""
     skill = read_skill(root, product)
-    served = skill.forecasters.get(SERVED) if skill else None
-    if skill is None or served is None or served.trust_horizon_seconds is None:
+    served = skill.of(SERVED) if skill else None
+    if skill is None or served is None or served.trust_horizon is None:
         return "<h2>In short</h2><p>There was too little rain, or too few forecasts, to say.</p>"
     event = f"rain of {skill.threshold_mm_h:g} mm/h or more"
-    horizon, *bounds = (
-        format_duration(pd.Timedelta(seconds=one))
-        for one in (served.trust_horizon_seconds, *served.trust_horizon_interval_seconds)
-    )
-    sure = f" (95 % interval {' to '.join(bounds)})" if bounds else " (too few events to be sure)"
-    said = [
-        f"Forecasts of {event} beat persistence up to {horizon} ahead{sure}"
-        + (", the last lead time there is." if served.trust_horizon_open else ".")
-    ]
+    said = [f"Forecasts of {event} beat persistence up to {horizon_text(served)} ahead."]
     csi = scores(common.sum("init_time"))["csi"].sel(threshold=threshold, method="nearest")
     own = csi.sel(forecaster=SERVED)
     for name in (str(one) for one in csi["forecaster"].values if one != SERVED):

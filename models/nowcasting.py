@@ -3,6 +3,9 @@
 The forecaster that was asked for runs in a process of its own, with a deadline. Where it is
 missing, broken or too slow, or forecasts what cannot be, advection forecasts instead, in time; the
 forecast says so, and why. Where there are too few frames even for advection there is none.
+
+So it does where advection's verified forecasts have been better than the model's for a day
+(`nowcast.fallback_after`), until they no longer are: see `pipelines.skill.outdone`.
 """
 
 import contextlib
@@ -32,8 +35,9 @@ from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import forecast_dataset
 from pipelines.products import ProductSettings, with_products
 from pipelines.section import Section
-from pipelines.skill import RecentSkill, skill_attributes
-from pipelines.times import Duration, format_duration, lead_times, now, time_text
+from pipelines.skill import RecentSkill, outdone
+from pipelines.skill_attributes import skill_attributes
+from pipelines.times import Duration, DurationOrNever, lead_times, now, time_text
 from pipelines.window import Window, window
 
 log = logging.getLogger(__name__)
@@ -88,10 +92,15 @@ class NowcastSettings(Section):
         description="Frames this much older than the newest still get their nowcast, or a new one "
         "when a frame it is made from comes late or is corrected.",
     )
-    fallback_after: Duration | None = Field(
-        dt.timedelta(days=1),
-        description="Advection forecasts instead of a model whose verified skill (CSI) has been "
-        "lower than advection's for so long, until it no longer is; null: never.",
+    fallback_after: DurationOrNever = Field(
+        dt.timedelta(hours=24),
+        description="A model whose verified forecasts have been behind advection's for so long is "
+        "not served; at most verify.skill.window. never: it always is.",
+    )
+    skill_expires: Duration = Field(
+        dt.timedelta(hours=6),
+        description="Skill verified up to a time so much earlier than the frame says nothing of "
+        "today; more than the lead time.",
     )
     serving: ServingSettings = ServingSettings()
     products: ProductSettings = ProductSettings()
@@ -124,8 +133,8 @@ class Nowcaster:
         """Before a round of nowcasts: take today's champion, and try again what was in trouble.
 
         `skill` is what verification says of forecasters lately: forecasts carry it, and a model
-        that has been worse than advection for too long does not serve. `calibration` corrects the
-        probabilities of the forecaster it is for.
+        that has been behind advection for too long does not serve; by default it is not known.
+        `calibration` corrects the probabilities of the forecaster it is for.
         """
         self._trouble, self._skill, self._calibration = "", skill, calibration
         try:
@@ -196,7 +205,11 @@ class Nowcaster:
         leads = lead_times(archive.timestep, self.settings.lead_time)
         inputs = window(archive, init_time, self.frames)
         attrs = self._facts(inputs, backfill=backfill, seconds_ingest=seconds_ingest)
-        reason = self._trouble or self._outdone()
+        reason = self._trouble
+        if not reason and (reason := self._outdone(init_time)):
+            with contextlib.suppress(TooFewFramesError):  # then the model may have enough
+                return self._by_advection(archive, init_time, leads, attrs, reason)
+            reason = ""
         if self._forecaster is not None and not reason:
             try:
                 return self._own(self._forecaster, archive, init_time, leads, attrs)
@@ -208,10 +221,21 @@ class Nowcaster:
                 reason = told(error)
                 if self._is_lost(error):  # nor is it asked for the rest of this round
                     self._trouble = reason
-        log.warning("advection instead of %s at %s: %s", self.requested, init_time, reason)
-        attrs["fallback_reason"] = reason
+        return self._by_advection(archive, init_time, leads, attrs, reason)
+
+    def _by_advection(
+        self,
+        archive: Archive,
+        init_time: pd.Timestamp,
+        leads: pd.TimedeltaIndex,
+        attrs: dict[str, object],
+        reason: str,
+    ) -> xr.Dataset:
+        """The fallback; raises `TooFewFramesError` where it has too few."""
         with _timed(attrs, "seconds_read"):
             past = read_past(archive, init_time, self._fallback.past_frames, FALLBACK_MISSING)
+        log.warning("advection instead of %s at %s: %s", self.requested, init_time, reason)
+        attrs["fallback_reason"] = reason
         with _timed(attrs, "seconds_predict"):
             rain_rate = self._fallback.predict(past.frames, leads)
         return self._dataset(rain_rate, past, self._fallback, attrs)
@@ -276,22 +300,12 @@ class Nowcaster:
             rain_rate = self._predict(forecaster, past, leads, budget)
         return self._dataset(rain_rate, past, forecaster, attrs)
 
-    def _outdone(self) -> str:
-        """Why the model does not serve though it could: advection has been better; "" if not.
-
-        By the times of what was verified, whatever the time is: where verification has stopped, it
-        stays as it was last known to be.
-        """
-        after, skill = self.settings.fallback_after, self._skill
-        if after is None or skill is None or self.requested in BASELINES:
+    def _outdone(self, init_time: pd.Timestamp) -> str:
+        """How advection has been better for too long than the model; empty where it has not."""
+        after, expires = self.settings.fallback_after, self.settings.skill_expires
+        if after is None or self.requested in BASELINES:
             return ""
-        behind = skill.behind_advection(self.requested)
-        if behind < pd.Timedelta(after):
-            return ""
-        return (
-            f"its CSI at {skill.threshold_mm_h:g} mm/h has been lower than {FALLBACK}'s for "
-            f"{format_duration(behind)}, up to {skill.until}"
-        )
+        return outdone(self._skill, self.requested, init_time, after, expires)
 
     def _is_lost(self, error: Exception) -> bool:
         """Whether asking again would only take time: it could not be loaded, died or is late."""
@@ -332,7 +346,8 @@ class Nowcaster:
         about = forecaster.about if isinstance(forecaster, Isolated) else About.of(forecaster)
         made = now("ms")
         inputs, received = past.window, past.window.received
-        attrs |= skill_attributes(self._skill, about.name)
+        expires = self.settings.skill_expires
+        attrs |= skill_attributes(self._skill, about.name, inputs.times[-1], expires)
         attrs |= {
             "model": about.name,
             "model_sha256": about.weights_sha256 or NO_WEIGHTS,

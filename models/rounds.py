@@ -160,10 +160,11 @@ class Service:
         """Where the product's archive is."""
         return archive_url(self.root, self.product)
 
-    def begin(self) -> None:
-        """Before a round: what is known by now goes to who forecasts."""
+    def begin(self, *, live: bool = True) -> None:
+        """Before a round: what is known by now goes to who forecasts; skill if it is `live`."""
         place = self.root, self.product
-        self.nowcaster.begin(read_skill(*place), read_calibration(*place))
+        skill = read_skill(*place) if live else None
+        self.nowcaster.begin(skill, read_calibration(*place))
 
     @property
     def catch_up(self) -> pd.Timedelta:
@@ -265,8 +266,9 @@ def forecast_period(
     """Forecast from every frame of a period, the oldest first; those that are there stay.
 
     Then the shadow forecasts that are lacking, without a limit in time; `progress` shows a bar.
+    Recent skill is of another time than these: it is neither told nor acted on.
     """
-    service.begin()
+    service.begin(live=False)
     archive = Archive(service.archive_url)
     init_times = archive.usable_times(start, end)
     for init_time in init_times:

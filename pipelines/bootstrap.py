@@ -23,8 +23,16 @@ LEVEL = 0.95
 def block_sums(sums: xr.Dataset, length: str | dt.timedelta) -> xr.Dataset:
     """Sums (block, …) of sums (init_time, …): blocks of UTC time of that length that have any."""
     blocks = pd.DatetimeIndex(sums["init_time"].values).floor(pd.Timedelta(length))
+    order = np.argsort(blocks, kind="stable")
+    labels, starts = np.unique(blocks[order], return_index=True)
     only = sums.drop_vars([name for name in sums.coords if name not in sums.dims])
-    return only.assign_coords(block=("init_time", blocks)).groupby("block").sum()
+    added = xr.apply_ufunc(  # much faster than groupby
+        lambda values: np.add.reduceat(values[..., order], starts, axis=-1),
+        only,
+        input_core_dims=[["init_time"]],
+        output_core_dims=[["block"]],
+    )
+    return added.assign_coords(block=labels).transpose("block", ...)
 
 
 def resampled(

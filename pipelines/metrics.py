@@ -6,10 +6,12 @@ quantiles are over the forecasts of the 24 hours up to the newest frame.
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest, write_to_textfile
 from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
 
 from pipelines.latency import ROWS
+from pipelines.skill import RecentSkill
 from pipelines.watch import ServiceStatus
 
 QUANTILES = (0.5, 0.95, 1.0)
@@ -112,26 +114,50 @@ def metric_families(status: ServiceStatus, lines: list[str]) -> Iterator[Metric]
         newest.add_metric([*of, model, status.newest_forecast.quality], 1)
         yield newest
     if status.skill is not None:
-        csi = GaugeMetricFamily(
-            "squall_csi",
-            "Critical success index of what was verified lately.",
-            labels=["product", "forecaster", "threshold_mm_h", "lead_time_seconds"],
-        )
-        horizon = GaugeMetricFamily(
-            "squall_trust_horizon_seconds",
-            "The last lead time at which forecasts lately beat persistence.",
-            labels=["product", "forecaster"],
-        )
-        threshold = f"{status.skill.threshold_mm_h:g}"
-        for name, own in status.skill.forecasters.items():
-            for lead, value in zip(status.skill.lead_seconds, own.csi, strict=True):
-                if value is not None:
-                    csi.add_metric([*of, name, threshold, f"{lead:g}"], value)
-            if own.trust_horizon_seconds is not None:
-                horizon.add_metric([*of, name], own.trust_horizon_seconds)
-        yield horizon
-        yield csi
+        yield from skill_families(of, status.skill)
     yield latency_family(status)
+
+
+def skill_families(of: list[str], skill: RecentSkill) -> Iterator[Metric]:
+    """CSI, trust horizon and time behind advection of every forecaster; what is not known is not.
+
+    `of` : the product
+    """
+    csi = GaugeMetricFamily(
+        "squall_csi",
+        "Critical success index of the forecasts verified lately.",
+        labels=["product", "forecaster", "threshold_mm_h", "lead_time_seconds"],
+    )
+    horizon = GaugeMetricFamily(
+        "squall_trust_horizon_seconds",
+        "Lead time at which forecasts stop beating persistence, and its 95 % interval.",
+        labels=["product", "forecaster", "bound"],
+    )
+    behind = GaugeMetricFamily(
+        "squall_behind_advection_seconds",
+        "How long the verified forecasts have been behind advection's; 0 where they are not.",
+        labels=["product", "forecaster"],
+    )
+    until = GaugeMetricFamily(
+        "squall_verified_until_seconds",
+        "When the newest verified forecast starts, seconds since 1970.",
+        labels=["product"],
+    )
+    until.add_metric(of, skill.until.timestamp())
+    for name, one in skill.forecasters.items():
+        for lead, value in zip(skill.lead_times, one.csi, strict=True):
+            if not np.isnan(value):
+                labels = [f"{skill.threshold_mm_h:g}", f"{lead.total_seconds():g}"]
+                csi.add_metric([*of, name, *labels], value)
+        if one.trust_horizon is not None:
+            lower, upper = one.trust_horizon_interval or (None, None)
+            bounds = {"estimate": one.trust_horizon, "lower": lower, "upper": upper}
+            for bound, lead_time in bounds.items():
+                if lead_time is not None:
+                    horizon.add_metric([*of, name, bound], lead_time.total_seconds())
+        duration = one.behind.duration.total_seconds() if one.behind else 0.0
+        behind.add_metric([*of, name], duration)
+    yield from (csi, horizon, behind, until)
 
 
 def latency_family(status: ServiceStatus) -> Metric:

@@ -1,278 +1,308 @@
-"""How good the forecasts have been lately, and how far ahead to trust them.
+"""Recent skill: how the forecasts of the last days did, for the next ones to tell and to act on.
 
-    {root}/scores/{product}/_skill.json
+    {root}/scores/{product}/_skill.json     made anew at the end of every verification
 
-Written at the end of every verification, read by every nowcast: a forecast carries the skill of the
-model that made it. Forecasters are compared on the init_times that both forecast.
-
-The trust horizon is the lead time at which a forecast stops beating persistence:
-
-    the last lead time L with CSI(forecaster) > CSI(persistence) at L and at every shorter lead time
-
-0 where it does not even beat it at the first. Its interval is what the middle 95 % of the same lie
-between when whole events are drawn with replacement (`pipelines.bootstrap`); in a draw a lead time
-without rain beats nothing. Of too few events there is none.
-
-A model is behind advection in an hour of init_times if its CSI over all lead times is lower. It is
-behind since the first of the hours, up to the newest, in which nothing else was the case. Hours
-without rain say nothing.
+Everyone whose forecasts were verified has its skill: what was "served", the baselines, the models.
+A forecaster is compared with persistence and advection on the forecasts and pixels that all three
+are scored on: by its CSI at one threshold in the whole domain, by its trust horizon, and by how
+long it has been behind advection (`pipelines.trust` defines them).
 """
 
 import datetime as dt
-import json
 import logging
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import Field
+from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter
 
-from pipelines import score_store, storage
-from pipelines.bootstrap import LEVEL, block_sums, resampled
+from pipelines import storage
 from pipelines.compare import DOMAIN
 from pipelines.errors import NotFoundError
-from pipelines.score_store import folder_url, of_forecaster, open_scores
+from pipelines.score_store import (
+    SERVED,
+    days,
+    folder_url,
+    of_forecaster,
+    open_scores,
+    read_rows,
+)
 from pipelines.section import Section
-from pipelines.times import Duration, now, time_text, utc
+from pipelines.times import Duration, Seconds, Time, format_duration, now, time_text
+from pipelines.trust import (
+    ADVECTION,
+    COUNTS,
+    OWN,
+    PERSISTENCE,
+    Behind,
+    behind_advection,
+    csi,
+    horizon_interval,
+    is_reached,
+    trust_horizon,
+)
 
 log = logging.getLogger(__name__)
 
-FILE = "_skill.json"
-"""Names with an underscore are passed over by those who read the folder as Parquet."""
-COUNTS = ("hits", "misses", "false_alarms")
-HOUR = pd.Timedelta("1h")
-PERSISTENCE, ADVECTION = "persistence", "advection"
-
 
 class SkillSettings(Section):
-    """What recent skill is."""
+    """What recent skill is of."""
 
     window: Duration = Field(
-        dt.timedelta(days=7), description="How far before the newest verified forecast it begins."
+        dt.timedelta(days=7), description="How far back from the newest verified forecast."
     )
     threshold_mm_h: float = Field(
-        0.5, gt=0, description="The rain rate whose CSI it is; the nearest that is verified."
+        0.5, gt=0, description="The event: so much rain or more; the nearest that is scored."
     )
     block: Duration = Field(
-        dt.timedelta(hours=6), description="Length of an event for the bootstrap."
+        dt.timedelta(hours=6), description="Blocks of time that the bootstrap draws."
     )
+    samples: int = Field(1000, ge=100, description="How often it draws.")
     least_blocks: int = Field(
-        5, ge=2, description="Of fewer events the trust horizon has no interval."
+        5, ge=2, description="With fewer blocks in which it rained there is no interval."
     )
-    samples: int = Field(1000, ge=100, description="Draws of the bootstrap.")
+    chunk: Duration = Field(
+        dt.timedelta(hours=1), description="Chunks of time in which a model is ahead or behind."
+    )
+    least_chunks: int = Field(
+        6, ge=1, description="Behind in fewer, one after the other, is not behind."
+    )
+
+
+Score = Annotated[
+    float,
+    PlainValidator(lambda value: np.nan if value is None else float(value)),
+    PlainSerializer(lambda value: None if np.isnan(value) else value),
+]
+"""NaN is null in JSON."""
 
 
 @dataclass(frozen=True)
-class ForecasterSkill:
-    """One forecaster's.
+class Skill:
+    """The recent skill of a forecaster.
 
     Attributes
     ----------
-    forecasts : how many of its forecasts it is of
-    csi : by lead time; None without rain
-    trust_horizon_seconds : see the module; None where rain or persistence is lacking
-    trust_horizon_open : it beats persistence at every lead time there is, and perhaps beyond
-    trust_horizon_interval_seconds : lower and upper; empty where it is not known
-    behind_advection_since : ISO 8601 UTC; None where it is not
+    since, until : the first and last init_time of the forecasts that are scored
+    forecasts : how many of them there are
+    csi : by lead time; NaN where the event was not observed
+    persistence, advection : CSI of these, of the same forecasts; empty where not scored
+    trust_horizon : None where it is not known
+    trust_horizon_reached : if not, that is a lower bound: it beats persistence wherever known
+    trust_horizon_interval : lead times; None where it is not known
+    behind : advection, and how long; None where it is not
     """
 
+    since: Time
+    until: Time
     forecasts: int
-    csi: tuple[float | None, ...]
-    trust_horizon_seconds: float | None = None
-    trust_horizon_open: bool = False
-    trust_horizon_interval_seconds: tuple[float, ...] = ()
-    behind_advection_since: str | None = None
+    csi: tuple[Score, ...]
+    persistence: tuple[Score, ...]
+    advection: tuple[Score, ...]
+    trust_horizon: Seconds | None
+    trust_horizon_reached: bool
+    trust_horizon_interval: tuple[Seconds, Seconds] | None
+    behind: Behind | None
+
+    def is_recent(self, init_time: pd.Timestamp, expires: dt.timedelta) -> bool:
+        """Whether it says something of a forecast: it is not from much earlier, nor later."""
+        return abs(init_time - self.until) <= expires
+
+    @property
+    def behind_advection_since(self) -> pd.Timestamp | None:
+        """Since when it has been behind advection; None where it is not."""
+        return None if self.behind is None else self.behind.since
 
 
 @dataclass(frozen=True)
 class RecentSkill:
-    """The skill of every forecaster lately: "served", baselines, and models by their ids.
+    """The recent skill of everyone, by name or id ("served", persistence, net/1, …).
 
-    `since` and `until` are the first and last init_time, ISO 8601 UTC, `made` is when it was
-    computed; lead times in seconds; the threshold in mm/h.
+    `since` and `until` are the first and last init_time that were verified, `made` when this was
+    said. A model's forecasts are those of it that were served and those it made in shadow.
     """
 
-    made: str
-    since: str
-    until: str
+    made: Time
+    since: Time
+    until: Time
     threshold_mm_h: float
-    lead_seconds: tuple[float, ...]
-    forecasters: dict[str, ForecasterSkill]
+    lead_times: tuple[Seconds, ...]
+    forecasters: dict[str, Skill]
 
-    def behind_advection(self, forecaster: str) -> pd.Timedelta:
-        """For how long, up to the newest verified forecast; 0 where it is not known to be."""
-        skill = self.forecasters.get(forecaster)
-        if skill is None or skill.behind_advection_since is None:
-            return pd.Timedelta(0)
-        return utc(self.until) - utc(skill.behind_advection_since)
+    def __post_init__(self) -> None:
+        count = len(self.lead_times)
+        for name, skill in self.forecasters.items():
+            lengths = {len(one) for one in (skill.persistence, skill.advection)} - {0}
+            if {len(skill.csi), *lengths} != {count}:
+                raise ValueError(f"{name} has not a score for each of {count} lead times")
 
-
-def recent_skill(sums: xr.Dataset, settings: SkillSettings) -> RecentSkill:
-    """From sums by init_time (`score_store.open_scores`), of their whole domain."""
-    sums = sums[[*COUNTS, "pixels"]].sel(region=DOMAIN, drop=True)
-    sums = sums.sel(threshold=settings.threshold_mm_h, method="nearest")
-    times = pd.DatetimeIndex(sums["init_time"].values)
-    named = {str(name) for name in sums["forecaster"].values}
-    served_by = set(map(str, sums["model"].values)) if "model" in sums.coords else set()
-    of = {name: _made_by(sums, name) for name in sorted((named | served_by) - {""})}
-    leads = pd.TimedeltaIndex(sums["lead_time"].values)
-    return RecentSkill(
-        made=time_text(now()),
-        since=time_text(times[0]),
-        until=time_text(times[-1]),
-        threshold_mm_h=float(sums["threshold"]),
-        lead_seconds=tuple(leads.total_seconds()),
-        forecasters={name: _skill(own, of, name, settings) for name, own in of.items()},
-    )
+    def of(self, forecaster: str) -> Skill | None:
+        """The skill of one; None where no forecast of it was verified."""
+        return self.forecasters.get(forecaster)
 
 
-def _made_by(sums: xr.Dataset, forecaster: str) -> xr.Dataset:
-    """A forecaster's own sums, of the init_times that it forecast."""
-    own = of_forecaster(sums, forecaster)
-    return own.isel(init_time=(own["pixels"] > 0).any("lead_time").values)
+_FORM = TypeAdapter(RecentSkill)
 
 
-def _skill(
-    own: xr.Dataset, of: dict[str, xr.Dataset], name: str, settings: SkillSettings
-) -> ForecasterSkill:
-    csi = _csi(own.sum("init_time")).values
-    told = tuple(None if np.isnan(one) else round(float(one), 4) for one in csi)
-    skill: dict[str, Any] = {"forecasts": own.sizes["init_time"], "csi": told}
-    if PERSISTENCE in of and name != PERSISTENCE:
-        skill |= _trust(*paired(own, of[PERSISTENCE]), settings)
-    if ADVECTION in of and name != ADVECTION:
-        since = _behind_since(*paired(own, of[ADVECTION]))
-        skill["behind_advection_since"] = None if since is None else time_text(since)
-    return ForecasterSkill(**skill)
+# As it is stored ---------------------------------------------------------------------------------
 
 
-def paired(one: xr.Dataset, other: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Both on the init_times that both have."""
-    common = one.indexes["init_time"].intersection(other.indexes["init_time"])
-    return one.sel(init_time=common), other.sel(init_time=common)
-
-
-def _csi(sums: xr.Dataset) -> xr.DataArray:
-    events = sum(sums[name] for name in COUNTS)
-    return sums["hits"] / xr.where(events > 0, events, np.nan)
-
-
-def _trust(own: xr.Dataset, reference: xr.Dataset, settings: SkillSettings) -> dict[str, Any]:
-    """The trust horizon and its interval."""
-    if own.sizes["init_time"] == 0:
-        return {}
-    horizon, known = _horizon(own.sum("init_time"), reference.sum("init_time"))
-    if not known.item():
-        return {}
-    last = float(pd.Timedelta(own["lead_time"].values[-1]).total_seconds())
-    found: dict[str, Any] = {
-        "trust_horizon_seconds": horizon.item(),
-        "trust_horizon_open": horizon.item() == last,
-    }
-    if block_sums(own, settings.block).sizes["block"] >= settings.least_blocks:
-        drawn = (resampled(one, settings.block, settings.samples) for one in (own, reference))
-        draws, _ = _horizon(*drawn)
-        tail = (1 - LEVEL) / 2
-        bounds = np.quantile(draws, [tail, 1 - tail], method="nearest")
-        found["trust_horizon_interval_seconds"] = tuple(map(float, bounds))
-    return found
-
-
-def _horizon(own: xr.Dataset, reference: xr.Dataset) -> tuple[xr.DataArray, xr.DataArray]:
-    """Seconds, and whether there was rain at the first lead time to say it from."""
-    better = _csi(own) > _csi(reference)
-    steps = better.cumprod("lead_time").sum("lead_time").astype(int)
-    seconds = pd.TimedeltaIndex(own["lead_time"].values).total_seconds().to_numpy()
-    ends = np.concatenate([[0.0], seconds])
-    known = _csi(own).isel(lead_time=0).notnull()
-    return xr.DataArray(ends[steps.values], dims=steps.dims), known
-
-
-def _behind_since(own: xr.Dataset, reference: xr.Dataset) -> pd.Timestamp | None:
-    """The init_time since when it has been behind without a break; None where it is not."""
-    if own.sizes["init_time"] == 0:
-        return None
-    hours = [block_sums(one.sum("lead_time"), HOUR) for one in (own, reference)]
-    behind = (_csi(hours[0]) < _csi(hours[1])).to_series()
-    behind = behind[(_csi(hours[0]).notnull() & _csi(hours[1]).notnull()).to_series()]
-    since = None
-    for hour, worse in zip(behind.index[::-1], behind[::-1], strict=True):
-        if not worse:
-            break
-        since = hour
-    return None if since is None else max(pd.Timestamp(since), own.indexes["init_time"][0])
-
-
-# The file ----------------------------------------------------------------------------------------
+def skill_url(root: str, product: str) -> str:
+    """Where it is: those who read the folder as Parquet pass over names with an underscore."""
+    return f"{folder_url(root, product)}/_skill.json"
 
 
 def update_skill(root: str, product: str, settings: SkillSettings) -> RecentSkill | None:
-    """Compute it from the scores store and write it; None where nothing is verified."""
-    days = score_store.days(root, product)
-    if days.empty:
+    """Say anew how the verified forecasts of the last days did; None where there are none."""
+    there = days(root, product)
+    if there.empty:
         return None
-    newest = score_store.read_rows(root, product, days[-1], columns=["init_time"])["init_time"]
+    newest = read_rows(root, product, there.max(), columns=["init_time"])["init_time"]
     if newest.empty:  # removed since
         return None
-    start = pd.Timestamp(newest.max()) - pd.Timedelta(settings.window)
+    since = newest.max() - pd.Timedelta(settings.window)
     try:
-        skill = recent_skill(open_scores(root, product, start, sums=(*COUNTS, "pixels")), settings)
-    except NotFoundError:
+        sums = open_scores(root, product, since, sums=(*COUNTS, "pixels"))
+    except NotFoundError:  # likewise
         return None
-    storage.write_json(f"{folder_url(root, product)}/{FILE}", asdict(skill))
+    if not (sums["pixels"] > 0).any():
+        return None
+    skill = recent_skill(sums, settings)
+    storage.write_bytes(skill_url(root, product), _FORM.dump_json(skill, indent=1) + b"\n")
     return skill
 
 
 def read_skill(root: str, product: str) -> RecentSkill | None:
-    """As last written; None where it is not, or cannot be read: no nowcast waits for that."""
-    url = f"{folder_url(root, product)}/{FILE}"
+    """The recent skill as last said; None where it was not, or cannot be read, with a warning."""
+    url = skill_url(root, product)
     try:
-        stored = json.loads(storage.read_bytes(url))
-        of = {
-            name: ForecasterSkill(
-                **one | {key: tuple(one[key]) for key in ("csi", "trust_horizon_interval_seconds")}
-            )
-            for name, one in stored.pop("forecasters").items()
-        }
-        stored["lead_seconds"] = tuple(stored["lead_seconds"])
-        return RecentSkill(**stored, forecasters=of)
+        return _FORM.validate_json(storage.read_bytes(url))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        log.warning("%s cannot be read: %s", storage.display(url), error)
+    except Exception as error:  # whatever is wrong with it, nowcasts are made
+        told = " ".join(str(error).split())
+        log.warning("no recent skill: %s cannot be read: %s", storage.display(url), told)
         return None
 
 
-def skill_attributes(skill: RecentSkill | None, forecaster: str) -> dict[str, Any]:
-    """What a forecast says of the skill of the one that made it, ready for Zarr and netCDF.
+# What it is --------------------------------------------------------------------------------------
 
-    Lists are by `recent_skill_lead_seconds`: the lead times at which its CSI is known.
+
+def recent_skill(
+    sums: xr.Dataset, settings: SkillSettings, made: pd.Timestamp | None = None
+) -> RecentSkill:
+    """The recent skill of everyone whose sums are there; at least one forecast was scored.
+
+    Parameters
+    ----------
+    sums : by init_time, forecaster, lead_time, region and threshold, in any order, as
+        `pipelines.score_store.open_scores` gives them
+    made : now by default
     """
-    own = skill.forecasters.get(forecaster) if skill else None
-    if skill is None or own is None or not any(one is not None for one in own.csi):
-        return {"skill_note": f"no forecast by {forecaster} has been verified lately"}
-    known = [k for k, one in enumerate(own.csi) if one is not None]
-    told: dict[str, Any] = {
-        "recent_skill_score": f"CSI at {skill.threshold_mm_h:g} mm h-1",
-        "recent_skill_forecasts": own.forecasts,
-        "recent_skill_since": skill.since,
-        "recent_skill_until": skill.until,
-        "recent_skill_lead_seconds": [skill.lead_seconds[k] for k in known],
-        "recent_skill": [own.csi[k] for k in known],
+    sums = _of_event(sums, settings)
+    names = {*sums["forecaster"].values, *(sums["model"].values if "model" in sums.coords else ())}
+    sides = {
+        name: of_forecaster(sums, name)
+        for name in (PERSISTENCE, ADVECTION)
+        if name in sums["forecaster"].values
     }
-    for name in (PERSISTENCE, ADVECTION):
-        other = skill.forecasters.get(name)
-        if other is not None and all(other.csi[k] is not None for k in known):
-            told[f"recent_skill_{name}"] = [other.csi[k] for k in known]
-    note = f"of {own.forecasts} forecasts by {forecaster}"
-    if own.trust_horizon_seconds is not None:
-        told["trust_horizon_seconds"] = own.trust_horizon_seconds
-        bounds = own.trust_horizon_interval_seconds
-        if bounds:
-            told["trust_horizon_interval_seconds"] = list(bounds)
-        note += "; the trust horizon is the last lead time at which they beat persistence"
-        note += " (all that there are)" if own.trust_horizon_open else ""
-        note += "" if bounds else "; too few events for its interval"
-    return told | {"skill_note": note}
+    times = pd.DatetimeIndex(sums["init_time"].values)
+    skills = {
+        name: _skill({OWN: of_forecaster(sums, name), **sides}, times[-1], settings)
+        for name in sorted(map(str, names), key=lambda name: (name != SERVED, name))
+    }
+    return RecentSkill(
+        made=now() if made is None else made,
+        since=times[0],
+        until=times[-1],
+        threshold_mm_h=float(sums["threshold"]),
+        lead_times=tuple(pd.TimedeltaIndex(sums["lead_time"].values)),
+        forecasters={name: skill for name, skill in skills.items() if skill is not None},
+    )
+
+
+def _of_event(sums: xr.Dataset, settings: SkillSettings) -> xr.Dataset:
+    """The counts and pixels (init_time, forecaster, lead_time) of the window, in order of time."""
+    sums = sums[[*COUNTS, "pixels"]].sel(region=DOMAIN, drop=True)
+    sums = sums.sel(threshold=settings.threshold_mm_h, method="nearest")
+    sums = sums.sortby(["init_time", "lead_time"])
+    sums = sums.sel(init_time=(sums["pixels"] > 0).any(("forecaster", "lead_time")))
+    times = sums["init_time"]
+    return sums.sel(init_time=times >= times[-1] - np.timedelta64(settings.window))
+
+
+def _skill(
+    sides: dict[str, xr.Dataset], until: pd.Timestamp, settings: SkillSettings
+) -> Skill | None:
+    """Of the sums (init_time, lead_time) of one beside its rivals'; None if it has none with all.
+
+    `until` : the newest init_time that was verified at all
+    """
+    parts = [one.drop_vars(set(one.coords) - set(one.dims)) for one in sides.values()]
+    together = xr.concat(parts, pd.Index(list(sides), name="side", dtype=object))
+    common = (together["pixels"] > 0).all("side")
+    together = together.where(common, 0.0).sel(init_time=common.any("lead_time"))
+    times = pd.DatetimeIndex(together["init_time"].values)
+    if times.empty:
+        return None
+    scores = csi(together.sum("init_time"))
+    horizon, reached, interval = None, False, None
+    if PERSISTENCE in sides and not np.isnan(seconds := float(trust_horizon(scores))):
+        horizon, reached = pd.Timedelta(seconds=seconds), is_reached(scores)
+        block = pd.Timedelta(settings.block)
+        interval = horizon_interval(together, block, settings.least_blocks, settings.samples)
+    behind = None
+    if ADVECTION in sides:
+        chunk = pd.Timedelta(settings.chunk)
+        behind = behind_advection(together, until, chunk, settings.least_chunks)
+
+    def of(side: str) -> tuple[float, ...]:
+        return tuple(scores.sel(side=side).values.tolist()) if side in sides else ()
+
+    return Skill(
+        since=times[0],
+        until=times[-1],
+        forecasts=len(times),
+        csi=of(OWN),
+        persistence=of(PERSISTENCE),
+        advection=of(ADVECTION),
+        trust_horizon=horizon,
+        trust_horizon_reached=reached,
+        trust_horizon_interval=interval,
+        behind=behind,
+    )
+
+
+# What follows from it ----------------------------------------------------------------------------
+
+
+def outdone(
+    recent: RecentSkill | None,
+    model: str,
+    init_time: pd.Timestamp,
+    after: dt.timedelta,
+    expires: dt.timedelta,
+) -> str:
+    """How advection has outdone a model for `after` or longer; empty where it has not.
+
+    Only forecasts by that very version count: its successor begins with none. One chunk in which
+    it is ahead ends it; chunks count only when they are over, and then `after` begins anew: it is
+    no flapping to and fro. What was verified counts, never how long ago that was. But where that
+    ends more than `expires` before `init_time`, as verification has stopped, or nobody runs the
+    model in shadow any more, its skill today is not known: it is not outdone, says the log.
+    """
+    skill = recent.of(model) if recent is not None else None
+    if recent is None or skill is None or skill.behind is None or skill.behind.duration < after:
+        return ""
+    if not skill.is_recent(init_time, expires):
+        text = "%s serves though it was behind advection: verified only up to %s"
+        log.warning(text, model, time_text(skill.until))
+        return ""
+    behind = skill.behind
+    return (
+        f"{model} behind advection for {format_duration(behind.duration)}, "
+        f"{time_text(behind.since)} to {time_text(behind.until)}: "
+        f"CSI {behind.csi:.3f} against {behind.advection:.3f} at {recent.threshold_mm_h:g} mm/h"
+    )

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Annotated, Literal
 
 import pandas as pd
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from pipelines.errors import SquallError
 
@@ -50,6 +50,14 @@ Duration = Annotated[
     PlainSerializer(format_duration, return_type=str),
 ]
 """A timedelta that reads and prints as ``5min``."""
+
+
+DurationOrNever = Annotated[
+    Duration | None,
+    BeforeValidator(lambda value: None if value == "never" else value),
+    PlainSerializer(lambda v: "never" if v is None else format_duration(v), return_type=str),
+]
+"""A duration, or None, which reads and prints as ``never``: settings take None for not given."""
 
 
 def utc(value: object) -> pd.Timestamp:
@@ -100,6 +108,16 @@ def init_time_label(init_time: pd.Timestamp) -> str:
 def time_text(time: pd.Timestamp) -> str:
     """ISO 8601 with the zone said: ``2010-08-26T05:00:00Z``."""
     return time.isoformat(timespec="milliseconds" if time.microsecond else "auto") + "Z"
+
+
+Time = Annotated[pd.Timestamp, PlainValidator(utc), PlainSerializer(time_text)]
+"""A UTC time that JSON has as ``2010-08-26T05:00:00Z``."""
+Seconds = Annotated[
+    pd.Timedelta,
+    PlainValidator(lambda seconds: pd.Timedelta(seconds=float(seconds))),
+    PlainSerializer(pd.Timedelta.total_seconds),
+]
+"""A duration that JSON has as a number of seconds."""
 
 
 def lead_times(timestep: pd.Timedelta, until: dt.timedelta) -> pd.TimedeltaIndex:

@@ -1,13 +1,13 @@
 """The state of a product's service at a glance: frames, forecasts, the model, its skill, latency.
 
-Cheap enough to look every few seconds: the end of the archive's status, `latest.json`, and the root
-metadata of the forecasts of a day. How long the archive is, or how many forecasts there are, costs
-nothing.
+Cheap enough to look every few seconds: the end of the archive's status, `latest.json`, the root
+metadata of the forecasts of a day, and the recent skill as verification left it. How long the
+archive is, or how many forecasts there are, costs nothing.
 """
 
 import datetime as dt
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipelines.records import Record, all_revisions, published_names, read_recor
 from pipelines.section import Section
 from pipelines.skill import RecentSkill, read_skill
 from pipelines.times import Duration, format_duration, now, time_text
+from pipelines.trust import Behind
 
 DAY = pd.Timedelta("1D")
 
@@ -41,15 +42,15 @@ class WatchSettings(Section):
     most_unforecast: int = Field(
         3, ge=0, description="Frames of those 24 hours that may be without a forecast."
     )
-    longest_behind: Duration = Field(
-        dt.timedelta(hours=12),
-        description="How long the champion's verified skill may be lower than advection's.",
-    )
     largest_fallback: float = Field(
         0.1, ge=0, le=1, description="Part of a day's forecasts that the fallback may have made."
     )
     largest_degraded: float = Field(
         0.5, ge=0, le=1, description="Part of a day's forecasts whose inputs may be bridged."
+    )
+    longest_behind: Duration = Field(
+        dt.timedelta(hours=12),
+        description="How long the champion's verified forecasts may have been behind advection's.",
     )
     metrics_file: str | None = Field(
         None,
@@ -189,14 +190,6 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
     ):
         if count > most:
             lines.append(f"{count} {what} in 24h; limit {most}")
-    if status.skill is not None and status.champion is not None:
-        behind = status.skill.behind_advection(status.champion)
-        longest = settings.longest_behind
-        if behind > longest:
-            lines.append(
-                f"the champion's skill has been under advection's for {age_text(behind)}; limit "
-                f"{format_duration(longest)}"
-            )
     for quality, largest in (
         ("fallback", settings.largest_fallback),
         ("degraded", settings.largest_degraded),
@@ -204,7 +197,21 @@ def crossed(status: ServiceStatus, settings: WatchSettings) -> list[str]:
         if status.share(quality) > largest:
             part = f"{status.share(quality):.0%}"
             lines.append(f"{part} of 24h's forecasts are {quality}; limit {largest:.0%}")
+    behind = champion_behind(status)
+    if behind is not None and behind.duration > settings.longest_behind:
+        lines.append(
+            f"{status.champion} has been behind advection for {age_text(behind.duration)}; "
+            f"limit {format_duration(settings.longest_behind)}"
+        )
     return lines
+
+
+def champion_behind(status: ServiceStatus) -> Behind | None:
+    """How the champion's verified forecasts are behind advection's; None where they are not."""
+    if status.skill is None or status.champion is None:
+        return None
+    skill = status.skill.of(status.champion)
+    return skill.behind if skill is not None else None
 
 
 def age_text(age: pd.Timedelta) -> str:
@@ -247,11 +254,30 @@ def as_dict(status: ServiceStatus, lines: list[str]) -> dict[str, Any]:
 
 
 def _skill(skill: RecentSkill) -> dict[str, Any]:
-    leads = [format_duration(pd.Timedelta(seconds=one)) for one in skill.lead_seconds]
-    told = asdict(skill)
-    for name, own in told["forecasters"].items():
-        own["csi"] = dict(zip(leads, skill.forecasters[name].csi, strict=True))
-    return told
+    return {
+        "made": time_text(skill.made),
+        "since": time_text(skill.since),
+        "until": time_text(skill.until),
+        "threshold_mm_h": skill.threshold_mm_h,
+        "csi": {
+            name: {
+                format_duration(lead): None if np.isnan(value) else value
+                for lead, value in zip(skill.lead_times, one.csi, strict=True)
+            }
+            for name, one in skill.forecasters.items()
+        },
+        "trust_horizon": {
+            name: {
+                "seconds": _seconds(one.trust_horizon),
+                "reached": one.trust_horizon_reached,
+                "interval_seconds": [_seconds(bound) for bound in one.trust_horizon_interval or ()],
+            }
+            for name, one in skill.forecasters.items()
+        },
+        "behind_advection_since": {
+            name: _text(one.behind_advection_since) for name, one in skill.forecasters.items()
+        },
+    }
 
 
 def _text(time: pd.Timestamp | None) -> str | None:

@@ -6,6 +6,7 @@ import pytest
 from flows.layers import SettingsError, environment_name, keys, parse_assignments
 from flows.options import Common, overrides_of
 from flows.settings import Settings, explain, load_settings
+from models.nowcasting import NowcastSettings
 from models.training import TrainSettings
 
 
@@ -168,3 +169,21 @@ def test_an_option_that_is_not_given_leaves_what_set_says():
     given = overrides_of(common, ingest={"source": None, "location": "x"})
     assert given == {"ingest": {"source": "knmi", "location": "x"}, "product": "town"}
     assert overrides_of(common, ingest={"source": "odim"})["ingest"]["source"] == "odim"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"nowcast": NowcastSettings(fallback_after=None)},
+        {"nowcast": NowcastSettings(fallback_after="never")},
+        {"nowcast": {"fallback_after": "never"}},
+    ],
+)
+def test_never_is_a_value_that_none_is_not(given, monkeypatch):
+    assert load_settings(**given).nowcast.fallback_after is None
+    assert load_settings().nowcast.fallback_after == dt.timedelta(hours=24)
+    monkeypatch.setenv("SQUALL_NOWCAST__FALLBACK_AFTER", "never")
+    settings = load_settings()
+    assert settings.nowcast.fallback_after is None
+    (setting,) = [one for one in explain(settings) if one.key == "nowcast.fallback_after"]
+    assert setting.value == "never"

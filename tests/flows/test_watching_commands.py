@@ -18,10 +18,14 @@ from flows.layers import SettingsError
 from flows.settings import Settings
 from flows.status import OTHERS, WatchedPlace, watched
 from flows.watching_commands import latency, status
+from pipelines import storage
 from pipelines.archive import archive_url
 from pipelines.errors import SquallError
+from pipelines.score_store import write_scores
+from pipelines.skill import SkillSettings, update_skill
 from tests.conftest import free_ports
 from tests.service import PRODUCT, publish_by_hand
+from tests.verified import verified
 
 from .conftest import ROOT, clean_environment
 
@@ -76,6 +80,29 @@ def test_a_limit_that_is_crossed_is_said_and_is_exit_code_1(squall, grid, root, 
     assert "! 8% of 24h's forecasts are fallback; limit 5%" in out
     assert "1 limits crossed" in out
     assert squall("status", "--set", "watch.largest_fallback=0.09")[0] == 0
+
+
+def test_recent_skill_is_a_table_with_trust_horizons_and_who_is_behind(squall, root, now):
+    times = pd.date_range(end=now, periods=30, freq="h")
+    csi = {"served": [(0.4, 0.2)], "persistence": 0.3, "advection": 0.6}
+    write_scores(root, PRODUCT, [verified(times, csi, served=f"{PRODUCT}/v1")])
+    update_skill(root, PRODUCT, SkillSettings())
+    code, out = squall("status")
+    assert code == 0, out
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if "│" in line}
+    assert [cell.strip() for cell in rows[f"{PRODUCT}/v1"].split("│")[1:-1]] == [
+        f"{PRODUCT}/v1",
+        "0.400",
+        "0.200",
+        "5min (5min to 5min)",
+    ]
+    assert "at least 10min (10min to 10min)" in rows["advection"]
+    assert f"CSI ≥ 0.5 mm/h of the forecasts from {times[0]:%Y-%m-%d}" in out
+    assert f"{PRODUCT}/v1 behind advection since {times[0]:%Y-%m-%d}" in out
+    storage.write_json(f"{root}/models/{PRODUCT}/champion.json", {"version": "v1"})
+    code, out = squall("status")
+    assert code == 1
+    assert f"! {PRODUCT}/v1 has been behind advection for 29h; limit 12h" in out
 
 
 def test_the_status_as_json(squall):

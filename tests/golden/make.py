@@ -25,7 +25,7 @@ from pipelines.units import count, pack
 FORMAT = "4"
 """1: as first published. 2: checksums in the archive, status ``moved``, counts in the manifest.
 3: forecasts in revisions, which say what they were made from and how long that took.
-4: forecasts say how good the one that made them has been lately."""
+4: forecasts tell the recent skill of their model."""
 PRODUCT = "golden"
 START = pd.Timestamp("2024-06-01T05:00")
 TIMESTEP = pd.Timedelta("5min")

@@ -19,8 +19,7 @@ from pipelines.errors import SquallError, TooFewFramesError
 from pipelines.forecasts import open_forecast
 from pipelines.manifest import frame_rows
 from pipelines.publishing import publish
-from pipelines.skill import ForecasterSkill, RecentSkill
-from pipelines.times import time_text, utc
+from pipelines.times import utc
 from pipelines.window import window
 
 from . import wayward
@@ -50,6 +49,18 @@ CONTRACT = {
     "seconds_predict": float,
     "seconds_products": float,
     "backfill": int,
+    "recent_skill_score": str,
+    "recent_skill_lead_seconds": list,
+    "recent_skill": list,
+    "recent_skill_persistence": list,
+    "recent_skill_advection": list,
+    "recent_skill_forecasts": int,
+    "recent_skill_since": str,
+    "recent_skill_until": str,
+    "trust_horizon_seconds": list,
+    "trust_horizon_interval_seconds": list,
+    "trust_horizon_reached": int,
+    "skill_note": str,
 }
 AT_THE_END = {"revision": int, "publish_time": str, "seconds_publish": float}
 
@@ -371,68 +382,3 @@ def test_the_process_ends_with_the_nowcaster(registry):
         pid = nowcaster._forecaster.about.pid
         assert psutil.pid_exists(pid)
     assert not psutil.pid_exists(pid)
-
-
-def of_skill(model, hours_behind):
-    """Recent skill in which a model has been worse than advection for so long."""
-    until = utc("2024-06-03T00:00:00Z")
-    since = until - pd.Timedelta(hours=hours_behind)
-    own = ForecasterSkill(9, (0.4, 0.2), 300.0, False, (0.0, 600.0), time_text(since))
-    return RecentSkill(
-        made="2024-06-03T01:00:00Z",
-        since="2024-06-01T00:00:00Z",
-        until=time_text(until),
-        threshold_mm_h=0.5,
-        lead_seconds=(300.0, 600.0),
-        forecasters={model: own, "advection": ForecasterSkill(9, (0.6, 0.5))},
-    )
-
-
-@pytest.mark.slow
-def test_a_model_worse_than_advection_for_long_does_not_serve_until_it_no_longer_is(
-    registry, rainy_archive
-):
-    model = f"net/{champion(registry, 'net')}"
-    init_time = rainy_archive.times[5]
-    with Nowcaster(registry, "net", SETTINGS) as nowcaster:
-        for hours, serves in ((0, True), (23.9, True), (24, False), (60, False), (1, True)):
-            nowcaster.begin(of_skill(model, hours))
-            forecast = nowcaster.nowcast(rainy_archive, init_time)
-            if serves:
-                assert forecast.attrs["model"] == model
-                assert forecast.attrs["recent_skill"] == [0.4, 0.2]
-                assert forecast.attrs["trust_horizon_interval_seconds"] == [0, 600]
-            else:
-                reason = "its CSI at 0.5 mm/h has been lower than advection's for"
-                assert_fallback(forecast, rainy_archive, reason)
-                assert forecast.attrs["recent_skill"] == [0.6, 0.5], "advection's own"
-        nowcaster.begin(of_skill("net/another-version", 60))
-        assert nowcaster.nowcast(rainy_archive, init_time).attrs["model"] == model
-    never = SETTINGS.model_copy(update={"fallback_after": None})
-    with Nowcaster(registry, "net", never) as nowcaster:
-        nowcaster.begin(of_skill(model, 600))
-        assert nowcaster.nowcast(rainy_archive, init_time).attrs["model"] == model
-
-
-def test_a_baseline_asked_for_is_not_replaced_on_skill(tmp_path, rainy_archive):
-    with Nowcaster(str(tmp_path), "persistence", SETTINGS) as nowcaster:
-        nowcaster.begin(of_skill("persistence", 600))
-        forecast = nowcaster.nowcast(rainy_archive, rainy_archive.times[5])
-    assert forecast.attrs["model"] == "persistence"
-    assert forecast.attrs["quality"] == "good"
-
-
-def test_skill_is_read_back_by_stock_xarray(tmp_path, rainy_archive):
-    with Nowcaster(str(tmp_path), "persistence", SETTINGS) as nowcaster:
-        nowcaster.begin(of_skill("persistence", 1))
-        forecast = nowcaster.nowcast(rainy_archive, rainy_archive.times[5])
-        nowcaster.begin()
-        unknown = nowcaster.nowcast(rainy_archive, rainy_archive.times[6])
-    url = publish(str(tmp_path), "test", forecast)
-    attrs = xr.open_zarr(url).attrs
-    assert attrs["recent_skill_lead_seconds"] == [300, 600]
-    assert attrs["trust_horizon_seconds"] == 300
-    forecast.to_netcdf(tmp_path / "it.nc", engine="h5netcdf")
-    with xr.open_dataset(tmp_path / "it.nc") as opened:
-        assert opened.attrs["recent_skill"].tolist() == [0.4, 0.2]
-    assert unknown.attrs["skill_note"] == "no forecast by persistence has been verified lately"

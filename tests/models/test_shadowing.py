@@ -29,10 +29,11 @@ from pipelines.forecasts import (
 from pipelines.ingest import IngestSettings, ingest
 from pipelines.publishing import publish
 from pipelines.shadows import read_turns, shadow_forecasters, shadow_root
-from pipelines.skill import ForecasterSkill, RecentSkill
+from pipelines.skill import SkillSettings, recent_skill
 from pipelines.times import clock_set_to, time_text
 from pipelines.units import pack
 from tests.pipelines.publishers import race
+from tests.verified import verified
 
 from . import wayward
 
@@ -454,11 +455,10 @@ def test_a_challenger_stays_loaded_from_round_to_round(root, archive, two_versio
 def test_a_champion_that_does_not_serve_forecasts_in_shadow(root, archive, two_versions):
     first, _ = two_versions
     service = service_of(root, "net", challengers=())
-    own = ForecasterSkill(9, (0.1,), behind_advection_since="2024-06-01T00:00:00Z")
-    until = "2024-06-04T00:00:00Z"
-    skill = RecentSkill(until, until, until, 0.5, (300.0,), {first: own})
-    service.nowcaster.begin(skill)
     init_time = archive.times[11]
+    hours = pd.date_range(end=init_time.floor("h"), periods=30, freq="h")
+    csi = {"served": 0.1, "persistence": 0.1, "advection": 0.6}
+    service.nowcaster.begin(recent_skill(verified(hours, csi, served=first), SkillSettings()))
     url = publish_nowcast(service.nowcaster, archive, root, PRODUCT, init_time)
     assert forecast_attributes(url)["model"] == "advection"
     served = service.nowcaster._forecaster._child.process.pid

@@ -1,5 +1,6 @@
 """A forecast with its products obeys CF: the IOOS compliance checker is the judge."""
 
+import datetime as dt
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from pipelines.forecast_export import write_netcdf
 from pipelines.forecasts import forecast_dataset
 from pipelines.grid import Grid
 from pipelines.products import ProductSettings, encodings, with_products
+from pipelines.skill_attributes import skill_attributes
 from pipelines.sources import get_source
 from pipelines.sources.synthetic import PROJECTION
 
@@ -27,6 +29,10 @@ ATTRS = {
     "input_age_seconds": [300.0, 0.0],
     "bridged_times": [],
     "revision": 1,
+    **skill_attributes(None, "persistence", pd.Timestamp(0), dt.timedelta(0)),
+    "recent_skill_lead_seconds": [300.0, 600.0],
+    "recent_skill": [0.5, 0.25],
+    "trust_horizon_seconds": 300.0,
 }
 
 

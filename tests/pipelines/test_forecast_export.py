@@ -1,5 +1,6 @@
 """Exports of a forecast: every reader finds what was published, or nothing at all."""
 
+import datetime as dt
 import sys
 import uuid
 
@@ -18,6 +19,7 @@ from pipelines.grid import Grid
 from pipelines.once import publish_once
 from pipelines.products import ProductSettings, encodings, with_products
 from pipelines.publishing import publish
+from pipelines.skill_attributes import skill_attributes
 from pipelines.sources import get_source
 from pipelines.sources.synthetic import PROJECTION
 
@@ -32,6 +34,11 @@ ATTRS = {
     "input_window": 2,
     "seconds_predict": 0.25,
     "fallback_reason": "",
+    **skill_attributes(None, "persistence", INIT_TIME, dt.timedelta(0)),
+    "recent_skill_lead_seconds": [300.0, 600.0],
+    "recent_skill": [0.5, 0.25],
+    "trust_horizon_seconds": 300.0,
+    "recent_skill_advection": [],
 }
 LAEA = Grid.from_corner(PROJECTION, -8000.0, 8000.0, (2000.0, 1000.0), (8, 10))
 DEGREES = Grid.from_corner("EPSG:4326", 5.0, 52.0, (0.02, 0.01), (8, 10))
@@ -104,6 +111,8 @@ def test_the_netcdf_library_reads_every_attribute_and_the_file_is_deflated(tmp_p
         assert len(attrs["bridged_times"]) == 0
         assert attrs["input_window"] == 2
         assert attrs["fallback_reason"] == ""
+        assert list(attrs["recent_skill"]) == [0.5, 0.25]
+        assert (attrs["trust_horizon_seconds"], len(attrs["recent_skill_advection"])) == (300, 0)
         assert "exported by squall" in attrs["history"].splitlines()[-1]
         assert "20240601T0500Z.zarr" in attrs["history"]
         assert file["rain_rate"].filters()["zlib"]

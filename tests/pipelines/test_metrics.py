@@ -7,8 +7,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.archive import archive_url
 from pipelines.metrics import text, write_metrics
+from pipelines.score_store import write_scores
+from pipelines.skill import SkillSettings, update_skill
 from pipelines.watch import look
 from tests.service import PRODUCT, SECONDS, publish_by_hand
+from tests.verified import verified
 
 START = pd.Timestamp("2024-06-01T00:00")
 STEP = pd.Timedelta("5min")
@@ -46,6 +49,40 @@ def test_the_metrics_say_what_the_status_says(status):
     assert found["squall_newest_forecast_info", "net/1", "good"] == 1
     qualities = {key[1]: value for key, value in found.items() if key[0] == "squall_forecasts"}
     assert qualities == {"good": 1, "degraded": 1, "fallback": 0}
+
+
+def test_recent_skill_is_there_for_every_forecaster(tmp_path, build_archive):
+    """It rained at the first lead time only; the last hour is not over."""
+    root = str(tmp_path)
+    build_archive(archive_url(root, PRODUCT), {0: np.ones((8, 8))})
+    times = pd.date_range(end=START, periods=30, freq="h")
+    csi = {"served": 0.4, "persistence": 0.3, "advection": 0.6}
+    wet = np.tile([9.0, 0.0], (30, 1))
+    write_scores(root, PRODUCT, [verified(times, csi, served="net/1", observed=wet)])
+    update_skill(root, PRODUCT, SkillSettings())
+    found = samples(text(look(root, PRODUCT), []))
+    skill = {key: value for key, value in found.items() if key[0] == "squall_csi"}
+    assert skill == {
+        ("squall_csi", name, "300", "0.5"): pytest.approx(value)
+        for name, value in {**csi, "net/1": 0.4}.items()
+    }
+    horizon = "squall_trust_horizon_seconds"
+    for bound in ("estimate", "lower", "upper"):
+        assert found[horizon, bound, "net/1"] == 300
+        assert found[horizon, bound, "persistence"] == 0
+    behind = "squall_behind_advection_seconds"
+    assert (found[behind, "net/1"], found[behind, "advection"]) == (29 * 3600, 0)
+    assert found["squall_verified_until_seconds",] == START.timestamp()
+
+
+def test_an_interval_that_is_not_known_is_left_out(tmp_path, build_archive):
+    root = str(tmp_path)
+    build_archive(archive_url(root, PRODUCT), {0: np.ones((8, 8))})
+    write_scores(root, PRODUCT, [verified([START], {"served": 0.4, "persistence": 0.3})])
+    update_skill(root, PRODUCT, SkillSettings())
+    found = samples(text(look(root, PRODUCT), []))
+    bounds = {key[1] for key in found if key[0] == "squall_trust_horizon_seconds"}
+    assert bounds == {"estimate"}
 
 
 def test_latency_is_a_summary_by_stage(status):

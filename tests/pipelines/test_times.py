@@ -11,6 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from pipelines.errors import SquallError
 from pipelines.times import (
     Duration,
+    DurationOrNever,
+    Seconds,
+    Time,
     format_duration,
     init_time_label,
     lead_times,
@@ -67,6 +70,21 @@ def test_a_printed_duration_reads_as_itself(seconds):
     duration = dt.timedelta(seconds=seconds)
     assert DURATION.validate_python(format_duration(duration)) == duration
     assert DURATION.validate_json(DURATION.dump_json(duration)) == duration
+
+
+def test_never_and_durations_read_as_they_print():
+    for duration, text in ((None, "never"), (dt.timedelta(hours=24), "24h")):
+        assert TypeAdapter(DurationOrNever).dump_python(duration) == text
+        assert TypeAdapter(DurationOrNever).validate_python(text) == duration
+
+
+@given(st.datetimes(dt.datetime(1700, 1, 1), dt.datetime(2200, 1, 1)), st.integers(0, 10**7))
+def test_times_and_seconds_in_json_read_as_themselves(moment, seconds):
+    time = pd.Timestamp(moment).floor("ms").as_unit("ns")
+    duration = pd.Timedelta(seconds=seconds)
+    for kind, value in ((Time, time), (Seconds, duration)):
+        form = TypeAdapter(kind)
+        assert form.validate_json(form.dump_json(value)) == value
 
 
 def test_a_time_with_a_zone_becomes_utc_and_one_without_is_utc():

@@ -6,15 +6,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import xarray as xr
 
 from pipelines import storage, watch
 from pipelines.archive import Status, archive_url
 from pipelines.errors import NotFoundError
 from pipelines.score_store import write_scores
-from pipelines.skill import SkillSettings, update_skill
+from pipelines.skill import SkillSettings, skill_url, update_skill
 from pipelines.watch import WatchSettings, age_text, as_dict, crossed, look, recent_status
 from tests.service import PRODUCT, publish_by_hand
+from tests.verified import verified
 
 STEP = pd.Timedelta("5min")
 START = pd.Timestamp("2024-06-01T00:00")
@@ -147,49 +147,57 @@ def test_the_champion_of_the_model_that_was_asked_for(root, grid, archive_of):
     assert look(root, PRODUCT).champion == "rain/v9"
 
 
-def scored(csi_of, init_times):
-    """Sums of forecasters with so many hits of ten events at two lead times."""
-    dims = ("init_time", "forecaster", "lead_time", "region", "threshold")
-    hits = np.array([[[[[one]], [[one]]] for one in csi_of.values()]] * len(init_times), float)
-    return xr.Dataset(
-        {
-            "hits": (dims, hits),
-            "misses": (dims, 10 - hits),
-            "false_alarms": (dims, hits * 0),
-            "pixels": (dims[:-1], hits[..., 0] * 0 + 100),
-        },
-        {
-            "init_time": init_times,
-            "forecaster": pd.Index(list(csi_of), dtype=object),
-            "lead_time": pd.timedelta_range("5min", periods=2, freq="5min"),
-            "region": ["domain"],
-            "threshold": [0.5],
-            "model": ("init_time", ["rain/v9"] * len(init_times)),
-        },
-    )
-
-
-def test_recent_skill_is_what_verification_wrote_and_a_champion_behind_is_a_limit(
-    root, grid, archive_of
-):
-    archive_of([0])
-    publish_by_hand(root, grid, at(0)[0], model="rain/v9", requested_model="rain/v9")
-    storage.write_json(storage.join(root, "models", "rain", "champion.json"), {"version": "v9"})
-    assert look(root, PRODUCT).skill is None
-    hours = pd.date_range(START - pd.Timedelta("15h"), periods=14, freq="1h")
-    write_scores(root, PRODUCT, [scored({"served": 4, "persistence": 2, "advection": 6}, hours)])
+def skilled(root, hours=30, model=f"{PRODUCT}/v1", net=0.4):
+    """Verified up to slot 0: hours of forecasts by a model, behind advection unless told else."""
+    times = pd.date_range(end=START, periods=hours, freq="h")
+    csi = {"served": [(net, 0.2)], "persistence": [(0.3, 0.3)], "advection": [(0.6, 0.6)]}
+    write_scores(root, PRODUCT, [verified(times, csi, served=model)])
     update_skill(root, PRODUCT, SkillSettings())
-    status = look(root, PRODUCT)
-    told = as_dict(status, [])["skill"]
-    assert told["forecasters"]["served"]["csi"] == {"5min": 0.4, "10min": 0.4}
-    assert told["forecasters"]["rain/v9"]["trust_horizon_seconds"] == 600
-    assert told["threshold_mm_h"] == 0.5
-    everything_else = WatchSettings(oldest_frame="9999D", oldest_forecast="9999D", most_gaps=999)
-    assert crossed(status, everything_else) == [
-        "the champion's skill has been under advection's for 13h; limit 12h"
-    ]
-    longer = everything_else.model_copy(update={"longest_behind": dt.timedelta(hours=13)})
-    assert crossed(status, longer) == []
+
+
+def test_the_skill_is_that_of_the_last_verification(root, archive_of):
+    archive_of([0])
+    assert look(root, PRODUCT).skill is None
+    skilled(root)
+    skill = look(root, PRODUCT).skill
+    assert skill.threshold_mm_h == 0.5
+    assert skill.of("persistence").csi == pytest.approx((0.3, 0.3))
+    told = json.loads(json.dumps(as_dict(look(root, PRODUCT), []), allow_nan=False))["skill"]
+    assert told["csi"]["test/v1"] == {"5min": pytest.approx(0.4), "10min": pytest.approx(0.2)}
+    assert told["trust_horizon"]["test/v1"] == {
+        "seconds": 300,
+        "reached": True,
+        "interval_seconds": [300, 300],
+    }
+    assert told["behind_advection_since"]["test/v1"] == "2024-05-30T19:00:00Z"
+    assert told["behind_advection_since"]["advection"] is None
+    assert (told["since"], told["until"]) == ("2024-05-30T19:00:00Z", "2024-06-01T00:00:00Z")
+
+
+def test_a_skill_that_cannot_be_read_is_none(root, archive_of):
+    archive_of([0])
+    skilled(root)
+    storage.write_bytes(skill_url(root, PRODUCT), b"{")
+    assert look(root, PRODUCT).skill is None
+
+
+def test_a_champion_behind_advection_is_a_line(root, grid, archive_of):
+    """29 hours are over."""
+    archive_of([0])
+    publish_by_hand(root, grid, at(0)[0], model="advection", requested_model=f"{PRODUCT}/v1")
+    skilled(root)
+    settings = {"longest_behind": dt.timedelta(hours=28)}
+
+    def lines(**settings):
+        return crossed(look(root, PRODUCT, time=at(1)[0]), WatchSettings(**settings))
+
+    assert lines(**settings) == [], "nobody is champion"
+    champion = storage.join(root, "models", PRODUCT, "champion.json")
+    storage.write_json(champion, {"version": "v1"})
+    assert lines(**settings) == ["test/v1 has been behind advection for 29h; limit 28h"]
+    assert lines(longest_behind=dt.timedelta(hours=29)) == []
+    storage.write_json(champion, {"version": "v2"})
+    assert lines(**settings) == [], "it has begun anew"
 
 
 LIMITS = {
