@@ -9,8 +9,8 @@ probability, for each threshold and each stretch of lead times, from the reliabi
 scores store. That keeps the order of probabilities, and gives their mean over the fit the observed
 frequency. It also says how often it rained where no member rained: 0 is not kept 0.
 
-How much it helps is measured on events that the fit has not seen: blocks of time are dealt to folds
-in turn, and each fold is corrected by what the others say. The Brier score is by bins there (each
+How much it helps is measured on events that the fit has not seen: successive blocks of time make a
+fold, and each fold is corrected by what the others say. The Brier score is by bins there (each
 case counts with the mean probability of its bin), before and after alike. Only a calibration that
 lowers it, with an interval that excludes 0, becomes the current one by itself.
 """
@@ -31,7 +31,7 @@ from pipelines import storage
 from pipelines.bootstrap import block_sums, interval, resampled
 from pipelines.compare import DOMAIN
 from pipelines.errors import NotFoundError, SquallError
-from pipelines.score_store import of_forecaster, open_scores
+from pipelines.score_store import days, of_forecaster, open_scores
 from pipelines.section import Section
 from pipelines.times import Duration, now, time_text
 
@@ -233,11 +233,12 @@ def _curve(sums: xr.Dataset, threshold: float, until: float) -> Curve:
 
 def _held_out(blocks: xr.Dataset, settings: CalibrateSettings) -> tuple[Reliability, ...]:
     """Reliability and Brier score before and after, each block corrected by other folds' fit."""
-    fold = np.arange(blocks.sizes["block"]) % FOLDS
+    number = blocks.sizes["block"]
+    fold = np.arange(number) * FOLDS // number  # neighbours see the same rain: they stay together
     parts = []
-    for number in range(FOLDS):
-        own = blocks.isel(block=fold == number)
-        curves = _curves(blocks.isel(block=fold != number).sum("block"))
+    for one in range(FOLDS):
+        own = blocks.isel(block=fold == one)
+        curves = _curves(blocks.isel(block=fold != one).sum("block"))
         parts.append(own.assign(after=_corrected(own, curves)))
     whole = xr.concat(parts, "block").sortby("block")
     cases, events = whole[CASES], whole[EVENTS]
@@ -296,9 +297,9 @@ def evidence(root: str, product: str, settings: CalibrateSettings) -> tuple[xr.D
 
     Raises `NotFoundError` where no ensemble was verified, or none of the one asked for.
     """
-    sums = open_scores(root, product, sums=SUMS)
-    times = pd.DatetimeIndex(sums["init_time"].values)
-    sums = sums.isel(init_time=times >= times[-1] - pd.Timedelta(settings.window))
+    there = days(root, product)
+    since = there.max() - pd.Timedelta(settings.window) if len(there) else None
+    sums = open_scores(root, product, since, sums=SUMS)
     sums = sums.sel(region=DOMAIN, drop=True)
     names = [*map(str, sums["forecaster"].values), *map(str, sums["model"].values)]
     candidates = sorted({*names} - {"served", ""})
