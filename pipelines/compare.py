@@ -7,6 +7,7 @@ may be lazy and memory holds a few fields.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -52,16 +53,20 @@ class Scoring:
 
     Attributes
     ----------
-    thresholds : an event is a rain rate at or above one, mm/h; ascending
+    thresholds : an event is a rain rate at or above one, mm/h; ascending, each once
     windows : of the fractions skill score, by scale in km: see `pipelines.fss.windows`
     masks : (y, x) of each region beside the whole domain
-    pixel_km : width and height; without, no spectra
+    pixel_km : width and height; without, no spectra and no SSIM
     """
 
     thresholds: tuple[float, ...] = THRESHOLDS_MM_H
     windows: Mapping[float, Window] = field(default_factory=dict)
     masks: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     pixel_km: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        # `pixel_sums` counts how many a pixel reaches.
+        assert all(low < high for low, high in pairwise(self.thresholds)), self.thresholds
 
     @classmethod
     def on(
@@ -73,15 +78,14 @@ class Scoring:
     ) -> "Scoring":
         """On a grid, regions by their bounds. Raises `SquallError` where one holds no pixel."""
         masks = {name: region_mask(grid, name, box) for name, box in (regions or {}).items()}
-        ordered = tuple(sorted(map(float, thresholds)))
+        ordered = tuple(sorted({float(threshold) for threshold in thresholds}))
         return cls(ordered, windows(grid, scales_km), masks, grid.pixel_km)
 
 
 def region_mask(grid: Grid, name: str, bounds: Bounds) -> NDArray[np.bool_]:
     """(y, x): which pixel centres lie within the bounds."""
     west, south, east, north = bounds
-    coords = grid.coords()
-    lon, lat = (np.asarray(coords[axis][1]) for axis in ("lon", "lat"))
+    lon, lat = grid.lonlat(*np.meshgrid(grid.x, grid.y))
     mask = (west <= lon) & (lon <= east) & (south <= lat) & (lat <= north)
     if name == DOMAIN or not mask.any():
         raise SquallError(
@@ -228,7 +232,7 @@ def field_sums(
 def pixel_sums(
     forecast: NDArray[np.floating], observed: NDArray[np.floating], thresholds: Iterable[float]
 ) -> dict[str, NDArray[np.float64]]:
-    """Events and errors of pixels (pixel), mm/h.
+    """Events, at thresholds in ascending order, and errors of pixels (pixel), mm/h.
 
     Thresholds are compared in single precision, in which 0.7 mm/h is 0.7 mm/h whoever read it.
     """

@@ -3,7 +3,8 @@
 A forecast is compared with what was observed once, giving sums (`pipelines.compare`); sums of any
 number of forecasts, in any order and from any process, add up (`merge`); scores are divided out
 last (`scores`). So how the work was distributed cannot change a score: a field's sums are always
-made whole, in float64, and adding them in another order changes a score by 1e-12 of it at most.
+made whole, in float64, and adding up thousands of them in another order changes counts by nothing
+and other sums by 1e-12 of them at most.
 
 Definitions (Wilks 2019, ch. 8), for an event "rain rate ≥ threshold" with a hits, b false alarms,
 c misses and d correct negatives, n in all:
@@ -26,7 +27,7 @@ from collections.abc import Iterable
 
 import xarray as xr
 
-from pipelines.ensembles import ensemble_scores, ratio
+from pipelines.ensembles import ENSEMBLE_DIMS, ensemble_scores, ratio
 
 THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
 """HKO-7's thresholds (Shi et al. 2017)."""
@@ -35,13 +36,16 @@ THRESHOLDS_MM_H = (0.5, 2.0, 5.0, 10.0, 30.0)
 def merge(parts: Iterable[xr.Dataset]) -> xr.Dataset:
     """Add sums up; a lead time or threshold that a part lacks adds nothing there.
 
-    Sums that a part lacks altogether, stored by an earlier version, are left out.
+    Nor does a part without ensembles to sums of ensembles, which have a count of their own. Other
+    sums that a part lacks are left out: those beside them would count what they do not.
     """
     parts = list(parts)
     total = parts[0]
     for part in parts[1:]:
         left, right = xr.align(total, part, join="outer", fill_value=0.0)
-        total = left + right
+        total = left + right  # of what both have
+        of_one = {n: one[n] for one in (left, right) for n in ENSEMBLE_DIMS if n in one}
+        total = total.assign({n: sums for n, sums in of_one.items() if n not in total})
     return total
 
 

@@ -128,6 +128,22 @@ def test_regions_that_share_the_grid_out_add_up_to_it():
     assert (sums["pixels"] > 0).all()
 
 
+def test_a_region_of_a_grid_of_longitudes_and_latitudes():
+    grid = Grid.from_corner("EPSG:4326", -100.0, 40.0, (0.01, 0.01), (24, 20))
+    box = (-99.95, 39.0, -99.0, 39.9)  # without the 5 columns in the west and the 10 rows on top
+    mask = Scoring.on(grid, (0.5,), (), {"south": box}).masks["south"]
+    expected = np.zeros((24, 20), bool)
+    expected[10:, 5:] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_thresholds_in_any_order_or_twice_are_the_same_thresholds():
+    scoring = Scoring.on(GRID, (2.0, 0.5, 2), ())
+    assert scoring.thresholds == (0.5, 2.0)
+    with pytest.raises(AssertionError):  # hits would be those of other thresholds
+        Scoring((2.0, 0.5))
+
+
 def test_a_region_elsewhere_is_an_error():
     with pytest.raises(SquallError, match="0 pixels"):
         Scoring.on(GRID, (0.5,), (), {"sea": (-40.0, 0.0, -39.0, 1.0)})

@@ -169,6 +169,24 @@ def test_a_forecaster_that_a_part_lacks_adds_nothing_there():
     )
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_a_part_without_ensembles_takes_none_away(order):
+    ensemble = xr.concat([FORECAST, FORECAST + 1], "member")
+    plain, one, other = (measured(f, OBSERVED, [1.0]) for f in (FORECAST, ensemble, ensemble + 1))
+    total = merge([(plain, one, other)[k] for k in order])
+    assert float(total["pixels"].squeeze()) == 3 * 4
+    assert float(total["ensemble_pixels"].squeeze()) == 2 * 4
+    expected = scores(merge([one, other]))["crps"]
+    np.testing.assert_allclose(scores(total)["crps"], expected, rtol=1e-12)
+
+
+def test_sums_that_a_part_lacks_are_left_out_where_they_share_their_count():
+    old = PARTS[1].drop_vars("absolute_error")
+    total = scores(merge([old, PARTS[1]]))
+    assert "mae" not in total
+    np.testing.assert_allclose(total["mse"], scores(PARTS[1])["mse"])
+
+
 def test_merging_one_part_changes_nothing():
     assert_same(reduce(lambda total, part: merge([total, part]), PARTS), merge(PARTS))
     assert_same(merge(PARTS[:1]), PARTS[0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.ssim import C1, SIDE, picture, ssim_sums, whole_windows
+from pipelines.ssim import C1, C2, SIDE, picture, ssim_sums, whole_windows
 
 
 def rain(seed, shape=(40, 44)):
@@ -45,6 +45,29 @@ def test_what_does_not_count_changes_nothing():
     before = ssim(forecast, observed, valid)
     forecast[5, 7] = 300
     assert ssim(forecast, observed, valid) == before
+
+
+def test_it_is_that_of_a_plain_loop():
+    """Equations 13 to 16 of Wang et al. 2004, window by window, in double precision."""
+    forecast, observed = rain(1, (17, 15)), rain(1, (17, 15)) * 0.5 + rain(2, (17, 15))
+    offset = np.arange(SIDE) - SIDE // 2
+    line = np.exp(-(offset**2) / (2 * 1.5**2))
+    weight = np.outer(line, line) / line.sum() ** 2
+    total = []
+    for y in range(17 - SIDE + 1):
+        for x in range(15 - SIDE + 1):
+            f, o = (
+                picture(one)[y : y + SIDE, x : x + SIDE].astype("f8")
+                for one in (forecast, observed)
+            )
+            mean_f, mean_o = (weight * f).sum(), (weight * o).sum()
+            variances = (weight * (f - mean_f) ** 2).sum() + (weight * (o - mean_o) ** 2).sum()
+            covariance = (weight * (f - mean_f) * (o - mean_o)).sum()
+            light = (2 * mean_f * mean_o + C1) / (mean_f**2 + mean_o**2 + C1)
+            total.append(light * (2 * covariance + C2) / (variances + C2))
+    value, windows = ssim(forecast, observed.astype("f4"))
+    assert windows == len(total) == 35
+    assert value == pytest.approx(np.mean(total), rel=1e-4)
 
 
 def test_it_is_symmetric_and_falls_with_noise():
