@@ -65,6 +65,12 @@ def sums_of_field(
             _counts(forecast_event, windows), _counts(observed_event, windows), strict=True
         )
         for column, (of_forecast, of_observed) in enumerate(counts):
+            if windows[column] == (1, 1):  # fractions are 0 or 1: only pixels are to be counted
+                error[row, column] = np.count_nonzero(forecast_event != observed_event)
+                reference[row, column] = sum(
+                    map(np.count_nonzero, (forecast_event, observed_event))
+                )
+                continue
             p_forecast, p_observed = of_forecast * weights[column], of_observed * weights[column]
             error[row, column] = np.square(p_forecast - p_observed).sum()
             reference[row, column] = np.square(p_forecast).sum() + np.square(p_observed).sum()
