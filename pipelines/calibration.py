@@ -135,17 +135,18 @@ class Calibration(BaseModel):
                 keep_attrs=True,
             ).astype("f4")
 
-        parts = [
-            xr.concat(
+        ordered = probability.transpose("threshold", "lead_time", ...)
+        leads = ordered["lead_time"].values
+        rows = [
+            np.stack(
                 [
-                    corrected(probability.sel(threshold=threshold, lead_time=lead), threshold, lead)
-                    for lead in probability["lead_time"].values
-                ],
-                probability["lead_time"],
+                    corrected(ordered[row, column], float(threshold), lead).data
+                    for column, lead in enumerate(leads)
+                ]
             )
-            for threshold in probability["threshold"].values
+            for row, threshold in enumerate(ordered["threshold"].values)
         ]
-        return xr.concat(parts, probability["threshold"]).transpose(*probability.dims)
+        return ordered.copy(data=np.stack(rows)).transpose(*probability.dims)
 
 
 # The fit -----------------------------------------------------------------------------------------
