@@ -26,7 +26,7 @@ from models.belief import check_believable
 from models.card import read_card
 from models.forecaster import Forecaster
 from models.isolation import About, ForecasterLostError, Isolated
-from models.past import Past, read_past
+from models.past import Past, quality, quality_note, read_past
 from models.prediction import ServingSettings, serving_forecaster
 from models.registry import champion
 from pipelines.archive import Archive
@@ -348,12 +348,13 @@ class Nowcaster:
         inputs, received = past.window, past.window.received
         expires = self.settings.skill_expires
         attrs |= skill_attributes(self._skill, about.name, inputs.times[-1], expires)
+        by = FALLBACK if "fallback_reason" in attrs else ""
         attrs |= {
             "model": about.name,
             "model_sha256": about.weights_sha256 or NO_WEIGHTS,
             "device": about.device,
-            "quality": _quality(past, attrs),
-            "quality_note": _note(past, attrs),
+            "quality": quality(past, by),
+            "quality_note": quality_note(past, by),
             "fallback_reason": attrs.get("fallback_reason", ""),
             "input_times": [time_text(time) for time in inputs.present],
             "input_sha256": [inputs.sha256(time) for time in inputs.present],
@@ -379,20 +380,6 @@ def told(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _quality(past: Past, attrs: dict[str, object]) -> str:
-    if "fallback_reason" in attrs:
-        return "fallback"
-    return "good" if past.complete else "degraded"
-
-
-def _note(past: Past, attrs: dict[str, object]) -> str:
-    frames = len(past.window.times)
-    bridged = f"{len(past.bridged)} of {frames} past frames missing, bridged by advection"
-    notes = [f"by {FALLBACK} instead of the model asked for"] if "fallback_reason" in attrs else []
-    notes += [] if past.complete else [bridged]
-    return "; ".join(notes) or "all past frames were there"
 
 
 @contextlib.contextmanager

@@ -74,6 +74,22 @@ def read_past(
     return Past(there if len(missing) == 0 else bridged(there, wanted.times), wanted)
 
 
+def quality(past: Past, fallback: str = "") -> str:
+    """Of a forecast from these frames: good, degraded, or fallback if `fallback` had to make it."""
+    if fallback:
+        return "fallback"
+    return "good" if past.complete else "degraded"
+
+
+def quality_note(past: Past, fallback: str = "") -> str:
+    """The same in words."""
+    frames = len(past.window.times)
+    bridged = f"{len(past.bridged)} of {frames} past frames missing, bridged by advection"
+    notes = [f"by {fallback} instead of the model asked for"] if fallback else []
+    notes += [] if past.complete else [bridged]
+    return "; ".join(notes) or "all past frames were there"
+
+
 def bridged(frames: xr.DataArray, times: pd.DatetimeIndex) -> xr.DataArray:
     """Frames at all of `times`, evenly spaced, from those (time, y, x) that are there."""
     there = pd.DatetimeIndex(frames["time"].values)
