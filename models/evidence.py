@@ -14,6 +14,7 @@ from models.promotion import Learnt, judge
 from models.registry import Reign, promote, reigns, versions
 from models.verdict import LEAD_TIMES, PromotionSettings, Verdict
 from pipelines import score_store
+from pipelines.compare import DOMAIN
 from pipelines.errors import NotFoundError, SquallError
 from pipelines.times import format_duration, utc
 
@@ -45,7 +46,7 @@ def evidence(root: str, product: str, settings: PromotionSettings) -> xr.Dataset
             continue
         until = rows["init_time"].max() if until is None else until
         since = until - pd.Timedelta(settings.window)
-        rows = rows[(rows["init_time"] >= since) & (rows["region"] == "domain")]
+        rows = rows[(rows["init_time"] >= since) & (rows["region"] == DOMAIN)]
         if rows.empty:
             break
         sums = [name for name in rows if rows[name].dtype.kind == "f"]

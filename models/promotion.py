@@ -37,6 +37,7 @@ from models.verdict import (
     Verdict,
 )
 from pipelines.bootstrap import block_sums, interval, resampled
+from pipelines.compare import DOMAIN
 from pipelines.score_store import of_forecaster
 from pipelines.scores import scores
 from pipelines.times import format_duration, time_text
@@ -74,7 +75,7 @@ def judge(
     learnt : what either of them was made from
     """
     assert challenger != champion, "a champion has nothing to prove"
-    sums = sums.sel(region="domain", drop=True) if "region" in sums.dims else sums
+    sums = sums.sel(region=DOMAIN, drop=True) if "region" in sums.dims else sums
     leads, missing_leads = _lead_times(sums, settings)
     missing = _missing_labels(sums, settings)
     lacking = [*missing_leads, *missing]

@@ -31,9 +31,9 @@ from pipelines import storage
 from pipelines.bootstrap import block_sums, interval, resampled
 from pipelines.compare import DOMAIN
 from pipelines.errors import NotFoundError, SquallError
-from pipelines.score_store import days, of_forecaster, open_scores
+from pipelines.score_store import SERVED, days, of_forecaster, open_scores
 from pipelines.section import Section
-from pipelines.times import Duration, now, time_text
+from pipelines.times import Duration, format_duration, now, time_text
 
 log = logging.getLogger(__name__)
 
@@ -166,8 +166,8 @@ def fit(sums: xr.Dataset, forecaster: str, settings: CalibrateSettings) -> Calib
         most = int(rainy.max()) if rainy.size else 0
         raise NotFoundError(
             f"too little to recalibrate {forecaster} by",
-            found=f"{most} events of {settings.block} with rain, of {sums.sizes['init_time']} "
-            "verified ensembles",
+            found=f"{most} events of {format_duration(settings.block)} with rain, "
+            f"of {sums.sizes['init_time']} verified ensembles",
             expected=f"at least {settings.least_blocks}, at one threshold",
             remedy="verify more ensembles, or lower calibrate.least_blocks",
         )
@@ -303,7 +303,7 @@ def evidence(root: str, product: str, settings: CalibrateSettings) -> tuple[xr.D
     sums = open_scores(root, product, since, sums=SUMS)
     sums = sums.sel(region=DOMAIN, drop=True)
     names = [*map(str, sums["forecaster"].values), *map(str, sums["model"].values)]
-    candidates = sorted({*names} - {"served", ""})
+    candidates = sorted({*names} - {SERVED, ""})
     found = {}
     if CASES in sums:
         of = {name: of_forecaster(sums, name) for name in candidates}

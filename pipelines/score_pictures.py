@@ -9,10 +9,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipelines.compare import DOMAIN
+from pipelines.score_store import SERVED
 from pipelines.scores import scores
 
-FIRST = "served"
-"""The forecaster that comes first and stands out: what a reader had."""
 COLUMNS = 3
 PANEL_INCHES = (3.6, 2.7)
 
@@ -20,9 +20,9 @@ PANEL_INCHES = (3.6, 2.7)
 def served_first(values: xr.Dataset) -> xr.Dataset:
     """Sums or scores of the whole domain, the forecaster "served" before the others."""
     if "region" in values.dims:
-        values = values.sel(region="domain", drop=True)
+        values = values.sel(region=DOMAIN, drop=True)
     names = values["forecaster"].values.tolist()
-    return values.sel(forecaster=sorted(names, key=lambda name: name != FIRST))
+    return values.sel(forecaster=sorted(names, key=lambda name: name != SERVED))
 
 
 def skill_picture(sums: xr.Dataset) -> bytes:
@@ -65,7 +65,7 @@ def _draw(axis: Axes, title: str, score: xr.DataArray, top: float | None) -> Non
     minutes = pd.TimedeltaIndex(score["lead_time"].values).total_seconds() / 60
     for number, name in enumerate(score["forecaster"].values):
         values = score.sel(forecaster=name).transpose("lead_time").values
-        bold = name == FIRST
+        bold = name == SERVED
         axis.plot(
             minutes,
             values,

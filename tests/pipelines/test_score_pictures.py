@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pipelines import score_pictures
 from pipelines.score_pictures import served_first, skill_picture
+from pipelines.score_store import SERVED
 from pipelines.scores import scores
 
 LEADS = pd.timedelta_range("5min", periods=3, freq="5min")
@@ -91,5 +91,5 @@ def test_a_card_without_regions_or_scales_can_be_drawn(drawn):
 
 def test_served_comes_first_and_the_others_keep_their_order():
     ordered = served_first(sums_of(names=("b", "a", "served", "c")))
-    assert ordered["forecaster"].values.tolist() == [score_pictures.FIRST, "b", "a", "c"]
+    assert ordered["forecaster"].values.tolist() == [SERVED, "b", "a", "c"]
     assert "region" not in ordered.dims
