@@ -10,9 +10,11 @@ C₁ = 0.01², C₂ = 0.03². Windows that an edge cuts or that hold a pixel tha
 out.
 """
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+
+from pipelines.fss import count_around
 
 SIDE, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -31,12 +33,12 @@ def picture(rain_rate: Field) -> Field:
 
 def whole_windows(valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Around which pixels a whole window counts."""
-    return ndimage.minimum_filter(valid, SIDE, mode="constant", cval=0)
+    return count_around(valid, (SIDE, SIDE)) == SIDE**2
 
 
 def local(field: Field) -> Field:
     """The local mean under the Gaussian."""
-    return ndimage.gaussian_filter(field, SIGMA, radius=SIDE // 2)
+    return cv2.GaussianBlur(field, (SIDE, SIDE), SIGMA)
 
 
 def ssim_sums(
