@@ -1,36 +1,42 @@
 """The calibrate flow: probabilities corrected by how often it rained when they were given."""
 
+import contextlib
+from collections.abc import Iterable
+
 from prefect import flow
 from prefect.artifacts import create_table_artifact
 
 from flows.settings import load_settings
 from flows.tasks import retrying
-from pipelines.calibration import (
-    CalibrateSettings,
-    Calibration,
+from models.nowcasting import pinned
+from pipelines.calibration import CalibrateSettings, Calibration, fit
+from pipelines.calibration_store import (
     evidence,
-    fit,
     make_current,
+    read_calibration,
     save_calibration,
+    versions,
 )
+from pipelines.errors import NotFoundError
 
 
-def calibrate_probabilities(
-    root: str, product: str, settings: CalibrateSettings, *, force: bool = False
+def fit_calibration(
+    root: str, product: str, settings: CalibrateSettings, model: str | None = None
 ) -> Calibration:
-    """Fit on what was verified, store, and use from now on.
+    """Fit on what was verified, and store.
 
-    Raises `NotFoundError` where too little was verified, and `SquallError` where the calibration,
-    which is stored all the same, is not proven to help, unless forced.
+    `model` : what nowcasts are made with, the product's by default. Raises `NotFoundError` where
+    too little was verified.
     """
-    sums, forecaster = evidence(root, product, settings)
-    calibration = fit(sums, forecaster, settings)
+    serving = None
+    with contextlib.suppress(NotFoundError):  # no champion yet
+        serving = pinned(root, model or product)
+    calibration = fit(*evidence(root, product, settings, serving), settings)
     save_calibration(root, product, calibration)
-    make_current(root, product, calibration, force=force)
     return calibration
 
 
-calibrate_task = retrying(calibrate_probabilities, "calibrate probabilities")
+fit_task = retrying(fit_calibration, "fit calibration")
 
 
 @flow(name="calibrate")
@@ -50,13 +56,14 @@ def calibrate(
     """
     settings = load_settings(root=root, product=product, calibrate=calibrate)
     place = settings.root, settings.product
-    calibration = calibrate_task(*place, settings.calibrate, force=force)
+    calibration = fit_task(*place, settings.calibrate, settings.nowcast.model)
     create_table_artifact(
         key="calibration",
         table=calibration_table(calibration),
         description=f"{settings.product}: {calibration.version} of {calibration.forecaster}, "
         "on events that the fit had not seen",
     )
+    make_current(*place, calibration, force=force)
     return calibration
 
 
@@ -68,6 +75,28 @@ def calibration_table(calibration: Calibration) -> list[dict[str, str]]:
             "Brier before": f"{one.brier_before:.4f}",
             "after": f"{one.brier_after:.4f}",
             "change, 95 %": f"{one.change_interval[0]:+.4f} to {one.change_interval[1]:+.4f}",
+            "proven": "yes" if one.threshold_mm_h in calibration.proven else "no",
         }
         for one in calibration.reliability
     ]
+
+
+def versions_table(root: str, product: str) -> list[dict[str, str]]:
+    """A row for each calibration of a product, newest first, and at which thresholds it is used."""
+    used = read_calibration(root, product)
+    return [
+        {
+            "version": one.version,
+            "of": one.forecaster,
+            "fitted on": f"{one.forecasts} forecasts to {one.until}",
+            "proven, mm/h": _listed(one.proven),
+            "used, mm/h": _listed({curve.threshold_mm_h for curve in used.curves})
+            if used is not None and used.version == one.version
+            else "",
+        }
+        for one in versions(root, product)
+    ]
+
+
+def _listed(thresholds: Iterable[float]) -> str:
+    return ", ".join(f"{one:g}" for one in sorted(thresholds)) or "none"

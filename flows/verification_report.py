@@ -13,7 +13,7 @@ from flows.settings import Settings
 from flows.verify import VerifyReport
 from pipelines.archive import Archive, archive_url
 from pipelines.bootstrap import block_sums, interval, resampled
-from pipelines.calibration import read_calibration
+from pipelines.calibration_store import read_calibration
 from pipelines.compare import DOMAIN, FRACTION_DIMS, PIXEL_DIMS
 from pipelines.errors import NotFoundError
 from pipelines.forecasts import FIRST, ensemble_mean, open_forecast

@@ -21,7 +21,7 @@ from models.nowcasting import FALLBACK_MISSING, Nowcaster
 from models.shadowing import Shadows
 from pipelines import storage
 from pipelines.archive import Archive, archive_url
-from pipelines.calibration import read_calibration
+from pipelines.calibration_store import read_calibration
 from pipelines.errors import (
     ExistsError,
     GridMismatchError,

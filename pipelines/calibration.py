@@ -1,8 +1,5 @@
 """Recalibration of exceedance probabilities, fitted on our own verified forecasts.
 
-    {root}/calibrations/{product}/{version}.json      immutable
-    {root}/calibrations/{product}/current.json        names the one that is applied
-
 An ensemble that says 40 % where it rains in 25 of 100 cases is corrected to say 25 %: isotonic
 regression (Niculescu-Mizil and Caruana 2005, sec. 2.2) of observed frequency on forecast
 probability, for each threshold and each stretch of lead times, from the reliability sums of the
@@ -11,43 +8,38 @@ frequency. It also says how often it rained where no member rained: 0 is not kep
 
 How much it helps is measured on events that the fit has not seen: successive blocks of time make a
 fold, and each fold is corrected by what the others say. The Brier score is by bins there (each
-case counts with the mean probability of its bin), before and after alike. Only a calibration that
-lowers it, with an interval that excludes 0, becomes the current one by itself.
+case counts with the mean probability of its bin), before and after alike. A threshold is proven
+where that is lower, with an interval that excludes 0: others are not corrected, unless forced.
 """
 
 import datetime as dt
 import hashlib
 import json
-import logging
+from collections.abc import Collection
 from importlib.metadata import version as version_of
 
 import numpy as np
 import pandas as pd
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import optimize
 
-from pipelines import storage
 from pipelines.bootstrap import block_sums, interval, resampled
-from pipelines.compare import DOMAIN
-from pipelines.errors import NotFoundError, SquallError
-from pipelines.score_store import SERVED, days, of_forecaster, open_scores
+from pipelines.errors import NotFoundError
 from pipelines.section import Section
 from pipelines.times import Duration, format_duration, now, time_text
 
-log = logging.getLogger(__name__)
-
 CASES, FORECAST, EVENTS = "probability_cases", "probability_sum", "probability_events"
-SUMS = (CASES, FORECAST, EVENTS, "pixels", "ensemble_pixels")
 FOLDS = 5
-CURRENT = "current.json"
 
 
 class CalibrateSettings(Section):
     """How probabilities are recalibrated."""
 
     forecaster: str | None = Field(
-        None, description="Whose: a model's id or a baseline; by default the one with most cases."
+        None,
+        description="Whose: a model's id or a baseline; by default the model that nowcasts are "
+        "made with, or, if no ensemble of it is verified, who has most cases.",
     )
     window: Duration = Field(
         dt.timedelta(days=90), description="How far before the newest scores the fit begins."
@@ -107,11 +99,14 @@ class Calibration(BaseModel):
     left_out: tuple[float, ...]
 
     @property
-    def helps(self) -> bool:
-        """Whether it lowers the Brier score of every threshold it is for, beyond doubt."""
-        return bool(self.reliability) and all(
-            one.change_interval[1] < 0 for one in self.reliability
-        )
+    def proven(self) -> tuple[float, ...]:
+        """The thresholds whose Brier score it lowers beyond doubt."""
+        return tuple(one.threshold_mm_h for one in self.reliability if one.change_interval[1] < 0)
+
+    def of(self, thresholds_mm_h: Collection[float]) -> "Calibration":
+        """The same, for these thresholds alone: others are left as they are."""
+        kept = tuple(one for one in self.curves if one.threshold_mm_h in thresholds_mm_h)
+        return self.model_copy(update={"curves": kept})
 
     def curve(self, threshold_mm_h: float, lead_time: pd.Timedelta) -> Curve | None:
         """The one for a threshold and lead time: the last one for later ones. None: leave it."""
@@ -288,76 +283,3 @@ def _corrected(own: xr.Dataset, curves: tuple[Curve, ...]) -> xr.DataArray:
 
 def _tuple(values: xr.DataArray) -> tuple[float, ...]:
     return tuple(map(float, values.values))
-
-
-# The store ---------------------------------------------------------------------------------------
-
-
-def evidence(root: str, product: str, settings: CalibrateSettings) -> tuple[xr.Dataset, str]:
-    """The reliability sums of a forecaster, and which it is.
-
-    Raises `NotFoundError` where no ensemble was verified, or none of the one asked for.
-    """
-    there = days(root, product)
-    since = there.max() - pd.Timedelta(settings.window) if len(there) else None
-    sums = open_scores(root, product, since, sums=SUMS)
-    sums = sums.sel(region=DOMAIN, drop=True)
-    names = [*map(str, sums["forecaster"].values), *map(str, sums["model"].values)]
-    candidates = sorted({*names} - {SERVED, ""})
-    found = {}
-    if CASES in sums:
-        of = {name: of_forecaster(sums, name) for name in candidates}
-        found = {name: one for name, one in of.items() if float(one["ensemble_pixels"].sum()) > 0}
-    asked = settings.forecaster
-    if not found or (asked is not None and asked not in found):
-        raise NotFoundError(
-            "no ensemble to recalibrate",
-            found=f"scores of {', '.join(candidates) or 'nobody'}; ensembles: "
-            f"{', '.join(found) or 'none'}",
-            expected=f"verified ensembles of {asked or 'any forecaster'}",
-            remedy="forecast with members (nowcast.serving.members, or --model steps), then verify",
-        )
-    name = asked or max(found, key=lambda one: float(found[one]["ensemble_pixels"].sum()))
-    return found[name], name
-
-
-def folder_url(root: str, product: str) -> str:
-    """Where the calibrations of a product are."""
-    return storage.join(root, "calibrations", product)
-
-
-def save_calibration(root: str, product: str, calibration: Calibration) -> str:
-    """Store a version; its URL."""
-    url = f"{folder_url(root, product)}/{calibration.version}.json"
-    storage.write_json(url, calibration.model_dump())
-    return url
-
-
-def make_current(root: str, product: str, calibration: Calibration, *, force: bool = False) -> None:
-    """Have nowcasts use it. Raises `SquallError` where it is not proven to help, unless forced."""
-    if not calibration.helps and not force:
-        changes = "; ".join(
-            f"≥ {one.threshold_mm_h:g} mm/h: {one.brier_before:.4f} to {one.brier_after:.4f} "
-            f"({one.change_interval[0]:+.4f} to {one.change_interval[1]:+.4f})"
-            for one in calibration.reliability
-        )
-        raise SquallError(
-            "the calibration is not proven to help",
-            found=f"Brier score on events not seen, {changes}",
-            expected="a lower one at every threshold, with an interval that excludes 0",
-            remedy="keep what there is, verify more forecasts, or override it: --force",
-        )
-    storage.write_json(f"{folder_url(root, product)}/{CURRENT}", {"version": calibration.version})
-
-
-def read_calibration(root: str, product: str) -> Calibration | None:
-    """The current one; None where none is, or it cannot be read: no nowcast waits for that."""
-    folder = folder_url(root, product)
-    try:
-        named = json.loads(storage.read_bytes(f"{folder}/{CURRENT}"))["version"]
-        return Calibration.model_validate_json(storage.read_bytes(f"{folder}/{named}.json"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, OSError, ValidationError) as error:
-        log.warning("the calibration in %s cannot be read: %s", storage.display(folder), error)
-        return None

@@ -28,6 +28,7 @@ from pydantic import Field
 from pipelines.archive import PACKING, TIME_ENCODING
 from pipelines.calibration import Calibration
 from pipelines.grid import CRS_VARIABLE
+from pipelines.scores import THRESHOLDS_MM_H
 from pipelines.section import Section
 from pipelines.times import Duration
 from pipelines.units import LARGEST_MM_H
@@ -54,8 +55,9 @@ class ProductSettings(Section):
         "out.",
     )
     thresholds_mm_h: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        (0.1, 1.0, 5.0, 10.0, 20.0),
-        description="Rain rates whose probability an ensemble gives: at or above, mm/h.",
+        THRESHOLDS_MM_H,
+        description="Rain rates whose probability an ensemble gives: at or above, mm/h. By default "
+        "those that are verified, so that they can be calibrated.",
     )
 
 
@@ -79,7 +81,8 @@ def with_products(
     }
     if "member" in rain_rate.dims and settings.thresholds_mm_h:
         shares = exceedance_probability(rain_rate, settings.thresholds_mm_h)
-        products[EXCEEDANCE] = recalibrated(shares, calibration)
+        products[EXCEEDANCE], told = recalibrated(shares, calibration)
+        forecast = forecast.assign_attrs(told)
     return forecast.assign(products)
 
 
@@ -168,7 +171,7 @@ def exceedance_probability(
         "long_name": "rain rate that is reached or exceeded",
         "units": "mm h-1",
     }
-    attrs = {"long_name": "share of members with rain_rate at or above threshold", "units": "1"}
+    attrs = {"long_name": "probability of rain_rate at or above threshold", "units": "1"}
     return xr.DataArray(
         np.stack(shares),
         dims=("threshold", *known.dims),
@@ -177,27 +180,23 @@ def exceedance_probability(
     )
 
 
-def recalibrated(shares: xr.DataArray, calibration: Calibration | None) -> xr.DataArray:
+def recalibrated(
+    shares: xr.DataArray, calibration: Calibration | None
+) -> tuple[xr.DataArray, dict[str, str]]:
     """Shares of members as probabilities; attributes say by which calibration, and where not."""
     if calibration is None:
-        return shares.assign_attrs(
-            calibration="none", calibration_note="the share of members, as it is"
-        )
+        note = "probabilities are the share of members, as it is"
+        return shares, {"calibration": "none", "calibration_note": note}
     first = pd.Timedelta(shares["lead_time"].values[0])
     thresholds = shares["threshold"].values
     left = [f"{one:g}" for one in thresholds if calibration.curve(float(one), first) is None]
     note = (
         f"fitted on {calibration.forecasts} forecasts, {calibration.since} to {calibration.until}"
     )
-    note += f"; shares of members at {', '.join(left)} mm h-1, of which too little is known" * bool(
-        left
-    )
-    return calibration.apply(shares).assign_attrs(
-        shares.attrs,
-        long_name="probability of rain_rate at or above threshold",
-        calibration=calibration.version,
-        calibration_note=note,
-    )
+    if left:
+        note += f"; not proven at {', '.join(left)} mm h-1: there the share of members, as it is"
+    told = {"calibration": calibration.version, "calibration_note": note}
+    return calibration.apply(shares), told
 
 
 def window_text(window: dt.timedelta) -> str:

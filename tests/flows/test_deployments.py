@@ -104,7 +104,7 @@ def test_what_runs_by_itself_and_what_waits_to_be_switched_on(deployed):
     }
     assert active == {
         "nowcast": [True],
-        "verify": [True],
+        "verify": [True, True],
         "backfill": [],
         "ingest": [],
         "train": [False],
@@ -118,11 +118,11 @@ def test_what_runs_by_itself_and_what_waits_to_be_switched_on(deployed):
 
 def test_a_schedule_is_switched_off_and_on_through_the_api(prefect, deployed):
     verify = deployed["verify"]
-    schedule = verify["schedules"][0]["id"]
 
     def switch(active):
-        path = f"/deployments/{verify['id']}/schedules/{schedule}"
-        prefect.api(path, {"active": active}, method="PATCH")
+        for schedule in verify["schedules"]:
+            path = f"/deployments/{verify['id']}/schedules/{schedule['id']}"
+            prefect.api(path, {"active": active}, method="PATCH")
 
     def due():
         return runs_of(prefect, verify, "SCHEDULED")

@@ -7,21 +7,10 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import storage
-from pipelines.calibration import (
-    CURRENT,
-    CalibrateSettings,
-    evidence,
-    fit,
-    folder_url,
-    make_current,
-    read_calibration,
-    save_calibration,
-)
+from pipelines.calibration import CalibrateSettings, fit
 from pipelines.ensembles import BINS
-from pipelines.errors import NotFoundError, SquallError
+from pipelines.errors import NotFoundError
 from pipelines.products import recalibrated
-from pipelines.score_store import write_scores
 
 SETTINGS = CalibrateSettings(block="1h", least_blocks=5, lead_step="30min", samples=200)
 START = pd.Timestamp("2024-06-01")
@@ -76,14 +65,14 @@ def test_an_over_confident_ensemble_becomes_reliable_on_events_not_seen():
     (one,) = calibration.reliability
     assert one.brier_after < one.brier_before
     assert one.change_interval[1] < 0
-    assert calibration.helps
+    assert calibration.proven == (1.0,)
     np.testing.assert_allclose(one.after, one.frequency, atol=0.02)
     assert max(np.abs(np.array(one.before) - one.frequency)) > 0.4
 
 
 def test_one_that_is_right_already_is_not_helped():
     calibration = fit(sums_of(lambda p: p, cases=300), "steps", SETTINGS)
-    assert not calibration.helps
+    assert calibration.proven == ()
 
 
 @settings(max_examples=20)
@@ -139,57 +128,16 @@ def shares(values, thresholds=(1.0, 9.0)):
 def test_a_product_is_corrected_where_it_is_known_how(chunks):
     calibration = fit(sums_of(over_confident), "steps", SETTINGS)
     before = shares([0.0, 0.35, 1.0, np.nan])
-    after = recalibrated(before if chunks is None else before.chunk(chunks), calibration)
+    after, told = recalibrated(before if chunks is None else before.chunk(chunks), calibration)
     first = calibration.curve(1.0, pd.Timedelta("15min"))
     wanted = np.interp([0, 0.35, 1], first.probability, first.frequency)
     np.testing.assert_allclose(after[0, 0, 0, :3], wanted, rtol=1e-5)
     assert np.isnan(after[0, 0, 0, 3])
     np.testing.assert_array_equal(after.sel(threshold=9.0), before.sel(threshold=9.0))
     assert after.dtype == np.float32
-    assert after.attrs["calibration"] == calibration.version
-    assert "shares of members at 9 mm h-1" in after.attrs["calibration_note"]
-    assert recalibrated(before, None).attrs["calibration"] == "none"
-    xr.testing.assert_equal(recalibrated(before, None), before)
-
-
-def test_what_is_not_proven_is_not_used_unless_forced(tmp_path):
-    root = str(tmp_path)
-    poor = fit(sums_of(lambda p: p, cases=300), "steps", SETTINGS)
-    save_calibration(root, "knmi", poor)
-    with pytest.raises(SquallError, match="not proven to help"):
-        make_current(root, "knmi", poor)
-    assert read_calibration(root, "knmi") is None
-    make_current(root, "knmi", poor, force=True)
-    assert read_calibration(root, "knmi") == poor
-    good = fit(sums_of(over_confident), "steps", SETTINGS)
-    save_calibration(root, "knmi", good)
-    make_current(root, "knmi", good)
-    assert read_calibration(root, "knmi") == good
-
-
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"version": "gone"}', b'{"version": 3}'])
-def test_a_damaged_one_is_none(tmp_path, content):
-    storage.write_bytes(f"{folder_url(str(tmp_path), 'knmi')}/{CURRENT}", content)
-    assert read_calibration(str(tmp_path), "knmi") is None
-
-
-def test_evidence_is_of_the_forecaster_with_most_cases_or_the_one_asked_for(tmp_path):
-    root = str(tmp_path)
-    with pytest.raises(NotFoundError, match="no scores"):
-        evidence(root, "knmi", SETTINGS)
-    own = sums_of(over_confident)
-    counts = own["probability_cases"].isel(threshold=0).sum("probability")
-    both = xr.concat([own.assign(pixels=counts, ensemble_pixels=counts)] * 2, "forecaster")
-    both = both.assign_coords(
-        forecaster=["served", "persistence"], model=("init_time", ["steps"] * 30)
-    )
-    single = xr.where(both["forecaster"] == "persistence", 0.0, 1.0)
-    both = both.assign(
-        {name: both[name] * single for name in both if name != "pixels"}
-    ).expand_dims(region=["domain"])
-    write_scores(root, "knmi", [both])
-    sums, name = evidence(root, "knmi", SETTINGS)
-    assert name == "steps"
-    assert fit(sums, name, SETTINGS).curves == fit(own, name, SETTINGS).curves
-    with pytest.raises(NotFoundError, match="ensembles: steps"):
-        evidence(root, "knmi", SETTINGS.model_copy(update={"forecaster": "persistence"}))
+    assert after.attrs == before.attrs
+    assert told["calibration"] == calibration.version
+    assert "not proven at 9 mm h-1" in told["calibration_note"]
+    plain, told = recalibrated(before, None)
+    assert told["calibration"] == "none"
+    xr.testing.assert_identical(plain, before)

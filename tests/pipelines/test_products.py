@@ -149,7 +149,9 @@ def test_products_follow_the_settings_and_the_forecasts_length(forecast):
     bare = forecast(np.ones((2, 12)))
     hour = with_products(bare, ProductSettings())
     assert {"rain_amount_60min", "exceedance_probability"} < set(hour.data_vars)
-    assert hour.attrs == bare.attrs
+    told = {name: text for name, text in hour.attrs.items() if name not in bare.attrs}
+    assert set(told) == {"calibration", "calibration_note"}
+    assert told["calibration"] == "none"
 
 
 @pytest.mark.parametrize("wrong", [{"accumulations": ["0min"]}, {"thresholds_mm_h": [0.0]}])
