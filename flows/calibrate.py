@@ -72,9 +72,9 @@ def calibration_table(calibration: Calibration) -> list[dict[str, str]]:
     return [
         {
             "threshold": f"{one.threshold_mm_h:g} mm/h",
-            "Brier before": f"{one.brier_before:.4f}",
-            "after": f"{one.brier_after:.4f}",
-            "change, 95 %": f"{one.change_interval[0]:+.4f} to {one.change_interval[1]:+.4f}",
+            "Brier before": f"{one.brier_before:.5f}",
+            "after": f"{one.brier_after:.5f}",
+            "change, 95 %": f"{one.change_interval[0]:+.5f} to {one.change_interval[1]:+.5f}",
             "proven": "yes" if one.threshold_mm_h in calibration.proven else "no",
         }
         for one in calibration.reliability

@@ -12,6 +12,7 @@ from flows import events
 from flows.ingest import ingest_task
 from flows.settings import Settings, load_settings
 from flows.tasks import publish_picture, retrying
+from models.evaluation import observed_after
 from models.nowcasting import Nowcaster, NowcastSettings
 from models.rounds import (
     NowcastReport,
@@ -136,7 +137,6 @@ def picture_of(root: str, product: str, init_time: pd.Timestamp) -> bytes:
     forecast = open_forecast(root, product, init_time)
     rain_rate = ensemble_mean(forecast["rain_rate"].load())
     lead_times = pd.TimedeltaIndex(forecast["lead_time"].values)
-    came = lead_times[(init_time + lead_times).isin(archive.usable_times())]
-    observed = archive.read_frames(init_time + came).rename(time="lead_time")
+    observed = observed_after(archive, init_time, lead_times)
     title = f"{product}: nowcast of {init_time:%Y-%m-%d %H:%M} UTC by {forecast.attrs['model']}"
-    return forecast_picture(rain_rate, observed.assign_coords(lead_time=came), title)
+    return forecast_picture(rain_rate, observed, title)

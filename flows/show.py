@@ -41,8 +41,8 @@ def picture(
 
 def _frame(root: str, product: str, valid_time: pd.Timestamp) -> bytes:
     archive = Archive(archive_url(root, product))
-    if valid_time not in archive.usable_times():
-        status = archive.status().get(valid_time)
+    if valid_time not in archive.usable_times(valid_time, valid_time):
+        status = archive.status(valid_time, valid_time).get(valid_time)
         raise NotFoundError(
             f"no frame at {time_text(valid_time)}",
             found="a time off the axis" if status is None else f"status {status}",

@@ -237,9 +237,9 @@ def _calibration(root: str, product: str) -> str:
     lines = [
         (
             f"≥ {one.threshold_mm_h:g} mm/h",
-            f"{one.brier_before:.4f}",
-            f"{one.brier_after:.4f}",
-            f"{one.change_interval[0]:+.4f} to {one.change_interval[1]:+.4f}",
+            f"{one.brier_before:.5f}",
+            f"{one.brier_after:.5f}",
+            f"{one.change_interval[0]:+.5f} to {one.change_interval[1]:+.5f}",
         )
         for one in calibration.reliability
     ]

@@ -117,7 +117,8 @@ def observed_after(
     archive: Archive, init_time: pd.Timestamp, lead_times: pd.TimedeltaIndex
 ) -> xr.DataArray:
     """What came (lead_time, y, x): only lead times at which a frame has."""
-    came = lead_times[(init_time + lead_times).isin(archive.usable_times())]
+    usable = archive.usable_times(init_time, init_time + lead_times.max())
+    came = lead_times[(init_time + lead_times).isin(usable)]
     observed = archive.read_frames(init_time + came).drop_vars("crs")
     return observed.rename(time="lead_time").assign_coords(lead_time=came)
 

@@ -306,11 +306,20 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
 def _follow(service: Service, shadows: Shadows, began: float, until: float) -> None:
     """Shadow forecasts beside what was served of late, the newest first, while time is left."""
     archive = Archive(service.archive_url)
-    times = archive.usable_times(service.since)
-    if len(times):
-        recent = times[(times > times[-1] - service.catch_up) | (times == times[-1])]
+    recent = recent_times(service, archive)
+    if len(recent):
         place = service.root, service.product, archive
         shadows.follow(*place, recent[0], began=began, until=until)
+
+
+def recent_times(service: Service, archive: Archive) -> pd.DatetimeIndex:
+    """The times of the newest frame and of those not further back than a gap is filled."""
+    newest = archive.newest_usable()
+    if newest is None:
+        return pd.DatetimeIndex([])
+    first = newest - service.catch_up
+    times = archive.usable_times(max(first, service.since or first), newest)
+    return times[(times > first) | (times == newest)]
 
 
 def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:
@@ -320,10 +329,9 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
     forecast can be made are left out, but for the newest, of which that is to be said.
     """
     root, product, frames = service.root, service.product, service.nowcaster.frames
-    times = archive.usable_times(service.since)
-    if len(times) == 0:
+    recent = recent_times(service, archive)
+    if len(recent) == 0:
         return None, []
-    recent = times[(times > times[-1] - service.catch_up) | (times == times[-1])]
     longest = max(frames, Advection.past_frames)
     windows = Windows(archive, recent[0], recent[-1], longest)
     there = itertools.groupby(published(root, product, start=recent[0]), lambda one: one.init_time)
@@ -336,11 +344,11 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
     waiting = []
     for init_time in recent[::-1]:
         if init_time not in newest_of:
-            if init_time == times[-1] or _enough(service.nowcaster, windows, init_time):
+            if init_time == recent[-1] or _enough(service.nowcaster, windows, init_time):
                 waiting.append(init_time)
         elif _out_of_date(newest_of[init_time], windows, init_time, longest):
             waiting.append(init_time)
-    return times[-1], waiting
+    return recent[-1], waiting
 
 
 def _enough(nowcaster: Nowcaster, windows: Windows, init_time: pd.Timestamp) -> bool:

@@ -132,7 +132,8 @@ def _observed(archive: Archive, due: Due) -> xr.DataArray:
 
     Then it is missing everywhere.
     """
-    came = due.lead_times[(due.init_time + due.lead_times).isin(archive.usable_times())]
+    usable = archive.usable_times(due.init_time, due.init_time + due.lead_times.max())
+    came = due.lead_times[(due.init_time + due.lead_times).isin(usable)]
     lead_times = came if len(came) else due.lead_times[:1]
     observed = archive.read_frames(due.init_time + lead_times).drop_vars("crs")
     return observed.rename(time="lead_time").assign_coords(lead_time=lead_times)

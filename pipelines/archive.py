@@ -285,7 +285,7 @@ class Archive:
     def read_frames(self, times: pd.DatetimeIndex) -> xr.DataArray:
         """Frames (time, y, x), float32 mm/h, NaN where not observed or not committed."""
         slots = [self.slot(time) for time in times]
-        usable = np.isin(self.status().to_numpy()[slots], USABLE)
+        usable = times.isin(self.usable_times(times.min(), times.max()))
         frames = np.full((len(slots), *self.grid.shape), np.nan, np.float32)
         array = self._array("rain_rate")
         for k, slot in enumerate(slots):
@@ -307,18 +307,40 @@ class Archive:
 
     # Status ------------------------------------------------------------------------------------
 
-    def status(self) -> pd.Series:
-        """The status of every slot, by time."""
-        stored = np.asarray(self._array("status")[: len(self.times)])
-        return pd.Series(stored, index=self.times, name="status")
+    def status(
+        self, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
+    ) -> pd.Series:
+        """The status of every slot from `start` to `end`, both included, by time.
+
+        No more than these are read: a long archive costs no more than a short one.
+        """
+        times = self.times[self.times.slice_indexer(start, end)]
+        if len(times) == 0:
+            return pd.Series(np.zeros(0, np.uint8), index=times, name="status")
+        first = self.slot(times[0])
+        stored = np.asarray(self._array("status")[first : first + len(times)])
+        return pd.Series(stored, index=times, name="status")
 
     def usable_times(
         self, start: pd.Timestamp | None = None, end: pd.Timestamp | None = None
     ) -> pd.DatetimeIndex:
         """The times at which a frame is committed, from `start` to `end`, both included."""
-        status = self.status()
-        times = pd.DatetimeIndex(status.index[status.isin(USABLE)])
-        return times[times.slice_indexer(start, end)]
+        status = self.status(start, end)
+        return pd.DatetimeIndex(status.index[status.isin(USABLE)])
+
+    def newest_usable(self) -> pd.Timestamp | None:
+        """The newest time at which a frame is committed; None where none is.
+
+        Status is read from the end in pieces.
+        """
+        end = len(self.times)
+        while end > 0:
+            start = (end - 1) // STATUS_CHUNK * STATUS_CHUNK
+            usable = np.flatnonzero(np.isin(self._array("status")[start:end], USABLE))
+            if len(usable):
+                return self.times[start + int(usable[-1])]
+            end = start
+        return None
 
     def commit(self, rows: Iterable[ManifestRow], statuses: Mapping[pd.Timestamp, Status]) -> None:
         """Record what became of some files: the manifest first, then the status of their slots."""
@@ -347,8 +369,10 @@ class Archive:
         )
         if len(times) == len(self.times):
             return
-        status = np.zeros(len(times), np.uint8)
-        status[before : before + len(self.times)] = self.status()
+        status = None
+        if before:
+            status = np.zeros(len(times), np.uint8)
+            status[before : before + len(self.times)] = self.status()
         seconds = times.to_numpy().astype("datetime64[s]").astype(np.int64)
         lengthen(self.url, self.root_metadata, seconds, status, before)
         for name in ("root_metadata", "group", "times", "_writable"):

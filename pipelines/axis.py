@@ -37,7 +37,7 @@ def lengthen(
     url: str,
     root: dict[str, Any],
     seconds: NDArray[np.int64],
-    status: NDArray[np.uint8],
+    status: NDArray[np.uint8] | None,
     before: int,
 ) -> None:
     """Give the store at `url` the axis `seconds` (since 1970), `before` slots of it prepended.
@@ -45,7 +45,7 @@ def lengthen(
     Parameters
     ----------
     root : the root metadata as it is now; by it readers learn shapes and chunk names
-    seconds, status : (time,) of the whole new axis
+    seconds, status : (time,) of the whole new axis; status only where slots are prepended
     before : how many slots come before the first one; a whole number of chunks of `rain_rate`
     """
     new = copy.deepcopy(root)
@@ -55,6 +55,7 @@ def lengthen(
         if before:
             arrays[name]["chunk_key_encoding"] = SPELLINGS[(_spelling(arrays[name]) + 1) % 4]
     if before:
+        assert status is not None
         remove_leftovers(url, root)
         _shift(url, root, arrays["rain_rate"], before)
         _write(url, "status", arrays["status"], status)

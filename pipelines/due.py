@@ -98,8 +98,7 @@ def agenda(
     archive = Archive(archive_url(root, product))
     scored = _scored(root, product, start)
     shadows = _shadows(root, product, there[0])
-    usable = archive.usable_times()
-    newest = usable[-1] if len(usable) else pd.Timestamp.min
+    newest = archive.newest_usable() or pd.Timestamp.min
     frames = Windows(archive, there[0], max(newest, there[0]), 1, (*USABLE, Status.MOVED))
     moved = set(frames.status.index[frames.status == Status.MOVED])
     for init_time in there:

@@ -189,11 +189,14 @@ def _plan(
 
     Rows of a slot whose status is missing are of a commit that died half way: they do not count.
     """
+    if not files:
+        return [], {}
     days = {time_text(file.valid_time)[:10] for file in files}
     known: dict[str, list[ManifestRow]] = {}
     for row in read_manifest(archive.url, sorted(days)):
         known.setdefault(row.valid_time, []).append(row)
-    status = archive.status()
+    first, last = utc(min(days)), utc(max(days)) + pd.Timedelta("1D")
+    status = archive.status(first, last)
     for time in [text for text in known if status.get(utc(text)) == Status.MISSING]:
         del known[time]
 
@@ -222,10 +225,10 @@ def _run(
     progress: bool,
 ) -> None:
     """Read what is to do and commit it. `fits`: whether a file listed with it is a frame here."""
-    existing = bool(previous) or len(archive.usable_times()) > 0
+    existing = bool(previous) or archive.newest_usable() is not None
     pending: list[SlotResult] = []
     wrong_grid: str | None = None
-    current = archive.status()
+    current = archive.status(todo[0][0].valid_time, todo[-1][0].valid_time)
     version = archive.version
     tasks = [
         (archive.url, version, settings, group, previous.get(time_text(group[0].valid_time), []))

@@ -15,7 +15,7 @@ import pandas as pd
 from pydantic import Field
 
 from pipelines import storage
-from pipelines.archive import STATUS_CHUNK, USABLE, Archive, Status, archive_url
+from pipelines.archive import USABLE, Archive, Status, archive_url
 from pipelines.forecasts import LATEST, folder_url
 from pipelines.latency import Latency, of_records
 from pipelines.records import Record, all_revisions, published_names, read_records
@@ -129,27 +129,16 @@ def look(root: str, product: str, *, time: pd.Timestamp | None = None) -> Servic
 def recent_status(archive: Archive, period: pd.Timedelta = DAY) -> pd.Series:
     """The statuses of the slots of a period up to the newest usable one; none where none is usable.
 
-    Slots before the archive's first frame do not count. Read from the end in pieces: a long archive
-    costs no more than a short one.
+    Slots before the archive's first frame do not count.
     """
-    array: Any = archive.group["status"]
-    end = len(archive.times)
-    while end > 0:
-        start = (end - 1) // STATUS_CHUNK * STATUS_CHUNK
-        usable = np.flatnonzero(np.isin(array[start:end], USABLE))
-        if len(usable):
-            break
-        end = start
-    else:
+    newest = archive.newest_usable()
+    if newest is None:
         return pd.Series([], index=archive.times[:0], dtype=np.uint8)
-    newest = start + int(usable[-1])
-    first = max(0, newest + 1 - period // archive.timestep)
-    day = DAY // archive.timestep
-    if first < day:  # the axis begins less than a day before the first frame
-        known = np.flatnonzero(np.asarray(array[: newest + 1]))
-        first = max(first, int(known[0]))
-    slots = slice(first, newest + 1)
-    return pd.Series(np.asarray(array[slots]), index=archive.times[slots], name="status")
+    first = newest - period + archive.timestep
+    if first < archive.times[0] + DAY:  # the axis begins less than a day before the first frame
+        known = archive.status(end=newest)
+        first = max(first, known.index[known != Status.MISSING][0])
+    return archive.status(first, newest)
 
 
 def newest_record(root: str, product: str) -> Record | None:

@@ -80,7 +80,7 @@ class Windows:
         """`most_frames` : of the longest window asked for; `statuses` : those that have a frame."""
         self.archive = archive
         begin = first - (most_frames - 1) * archive.timestep
-        self.status = archive.status().loc[begin:last]
+        self.status = archive.status(begin, last)
         self.usable = pd.DatetimeIndex(self.status.index[self.status.isin(statuses)])
         days = pd.date_range(begin.floor("D"), last.floor("D"), freq="D").strftime("%Y-%m-%d")
         rows = itertools.groupby(read_manifest(archive.url, days), key=lambda row: row.valid_time)

@@ -130,6 +130,25 @@ def test_a_commit_touches_no_other_status(tmp_path, build_archive):
     assert archive.status().tolist() == expected
 
 
+@pytest.mark.parametrize("start", [None, 0, 3, 290, 900])
+@pytest.mark.parametrize("end", [None, 0, 2, 290, 900])
+def test_a_part_of_the_status_is_that_part_of_all(tmp_path, build_archive, field, start, end):
+    archive = build_archive(tmp_path / "a.zarr", {0: field, 2: field, 290: field}, slots=600)
+    first, last = (None if n is None else START + n * TIMESTEP for n in (start, end))
+    times = archive.times[archive.times.slice_indexer(first, last)]
+    pd.testing.assert_series_equal(
+        archive.status(first, last), archive.status().loc[times], check_freq=False
+    )
+    usable = archive.usable_times()
+    assert list(archive.usable_times(first, last)) == [time for time in usable if time in times]
+
+
+@pytest.mark.parametrize("slots", [[], [0], [7], [3, 290], [599]])
+def test_the_newest_usable_time_wherever_it_is(tmp_path, build_archive, field, slots):
+    archive = build_archive(tmp_path / "a.zarr", dict.fromkeys(slots, field), slots=600)
+    assert archive.newest_usable() == (START + slots[-1] * TIMESTEP if slots else None)
+
+
 def test_a_crop_is_the_same_part_of_every_frame(tmp_path, build_archive, field):
     archive = build_archive(tmp_path / "a.zarr", {1: field, 2: field + 1})
     crop = unpack(archive.read_stored(slice(1, 4), slice(2, 5), slice(0, 4)))

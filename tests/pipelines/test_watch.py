@@ -90,6 +90,7 @@ def test_the_newest_frame_is_found_whatever_lies_behind_it(archive_of, newest):
 
 def test_no_status_before_the_last_days_is_read(archive_of, monkeypatch):
     archive = archive_of([0, 2000], slots=2160)
+    assert len(archive.times) == 2160
     read = []
 
     class Watched:
@@ -100,7 +101,7 @@ def test_no_status_before_the_last_days_is_read(archive_of, monkeypatch):
             read.append(slots)
             return self.array[slots]
 
-    monkeypatch.setattr(archive, "group", {"status": Watched(archive.group["status"])})
+    monkeypatch.setattr(archive, "_array", lambda name: Watched(archive.group[name]))
     assert len(recent_status(archive)) == 288
     assert min(slots.start for slots in read) >= 2000 - 288
 
