@@ -89,9 +89,11 @@ def agenda(
     since : only forecasts at most so much older than the newest
     partial : also those of which only some valid times have come
     """
-    there = init_times(root, product)
-    start = there[-1] - since if there and since is not None else None
-    there = [time for time in there if start is None or time >= start]
+    start = None
+    if since is not None:  # the newest forecast has a store of its own: no day is looked into
+        times = list(published_names(root, product)) or init_times(root, product)
+        start = max(times) - since if times else None
+    there = init_times(root, product, start)
     plan = Agenda(start)
     if not there:
         return plan
@@ -124,12 +126,11 @@ def agenda(
     return plan
 
 
-def init_times(root: str, product: str) -> list[pd.Timestamp]:
-    """The init_times of all forecasts, ascending; of some that are being published too."""
-    days = find_days(folder_url(root, product))
-    return sorted(
-        {*published_names(root, product), *(time for day in days for time, _ in day.rows)}
-    )
+def init_times(root: str, product: str, start: pd.Timestamp | None = None) -> list[pd.Timestamp]:
+    """The init_times of all forecasts from `start` on, ascending; of some being published too."""
+    days = find_days(folder_url(root, product), start)
+    found = {*published_names(root, product), *(time for day in days for time, _ in day.rows)}
+    return sorted(time for time in found if start is None or time >= start)
 
 
 def _lead_times(root: str, product: str, init_time: pd.Timestamp) -> pd.TimedeltaIndex | None:
@@ -159,10 +160,7 @@ def _scored(root: str, product: str, start: pd.Timestamp | None) -> dict[pd.Time
 def _shadows(root: str, product: str, start: pd.Timestamp) -> Shadows:
     """Whose shadow forecasts there are, of init_times from `start` on."""
     roots = {name: shadow_root(root, name) for name in shadow_forecasters(root)}
-    return {
-        name: {time for time in init_times(place, product) if time >= start}
-        for name, place in roots.items()
-    }
+    return {name: set(init_times(place, product, start)) for name, place in roots.items()}
 
 
 def _found(
