@@ -5,11 +5,22 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check lint format lock clean
+.PHONY: demo test check lint format stack stack-down demo-stack lock clean
 
 # The main job. Real files: make demo ARCHIVE=DIR SOURCE=knmi
 demo: $(READY)
 	$(BIN)/squall demo $(if $(ARCHIVE),"$(ARCHIVE)" --source "$(SOURCE)")
+
+# The real parts on this machine, without containers: S3, PostgreSQL, Prefect, Ray, Dask.
+stack: $(READY)
+	$(BIN)/python -m infra.stack up
+
+stack-down: $(READY)
+	$(BIN)/python -m infra.stack down
+
+# The whole loop on them: a bucket, a Dask scheduler, a Ray job, a schedule.
+demo-stack: $(READY)
+	$(BIN)/python -m infra.stack demo
 
 # Two processes, a module's tests in one of them: most of the time is spent waiting for servers.
 test: $(READY)
@@ -49,4 +60,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo .stack .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,1 @@
+"""What Squall runs on: the stack on one machine, decisions, reports."""
