@@ -57,7 +57,7 @@ def _record(folder: Path, name: str) -> Path:
 
 def process_of(folder: Path, name: str) -> psutil.Process | None:
     """The running process of a part; None where there is none, or its pid is another's now."""
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, psutil.NoSuchProcess):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         known = json.loads(_record(folder, name).read_text())
         process = psutil.Process(known["pid"])
         alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE

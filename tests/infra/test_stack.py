@@ -1,0 +1,165 @@
+"""The whole loop on the real parts, and what becomes of it where they fail."""
+
+import functools
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from infra.stack.__main__ import deploy, prefect, run, up
+from infra.stack.demo import bucket, demo, latest, put, wait
+from infra.stack.parts import answer, parts
+from infra.stack.place import PRODUCT, bare_environment
+from infra.stack.processes import end, process_of, start
+from pipelines.errors import SquallError
+from pipelines.sources.synthetic import SyntheticRadar, write_archive
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def stack(place):
+    """All of it, up; skipped where a part is not installed."""
+    try:
+        list(parts(place))
+    except SquallError as error:
+        pytest.skip(f"no stack: {error}")
+    up(place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def forecast(stack):
+    """What the demo made."""
+    made = demo(stack, functools.partial(run, stack))
+    deploy(stack)
+    return made
+
+
+def flow_runs(stack, **conditions):
+    body = json.dumps({"flow_runs": conditions, "sort": "START_TIME_DESC"}).encode()
+    return json.loads(answer(f"{stack.url('prefect')}/api/flow_runs/filter", body))
+
+
+def test_the_loop_ends_in_a_forecast_that_stock_xarray_reads(stack, forecast):
+    assert forecast.sizes["lead_time"] == 6
+    assert forecast.attrs["model"].startswith(f"{PRODUCT}/")
+    assert forecast.attrs["quality"] == "good"
+    assert np.isfinite(forecast["rain_rate"].values).any()
+    scheduled = [one for one in flow_runs(stack) if one["auto_scheduled"]]
+    assert any(one["state_type"] == "COMPLETED" for one in scheduled)
+    files = bucket(stack)
+    root = stack.environment["SQUALL_ROOT"].removeprefix("s3://")
+    assert any(path.endswith(".pt") for path in files.find(f"{root}/runs"))
+    assert files.exists(f"{root}/scores/{PRODUCT}/_skill.json")
+
+
+def test_no_credential_is_in_what_the_stack_wrote(stack, forecast):
+    """Neither in the bucket, nor in a log, nor in what Prefect or Ray tell."""
+    wanted = [text.encode() for text in (*stack.secrets.values(), stack.ray_token.read_text())]
+    files = bucket(stack)
+    for path in files.find("squall"):
+        content = files.cat_file(path)
+        assert not any(secret in content for secret in wanted), path
+    for path in (stack.folder / "logs").iterdir():
+        assert not any(secret in path.read_bytes() for secret in wanted), path
+    token = {"Authorization": f"Bearer {stack.ray_token.read_text()}"}
+    told = answer(f"{stack.url('ray-dashboard')}/api/jobs/", headers=token)
+    for what in ("flow_runs", "task_runs", "artifacts", "logs", "deployments"):
+        told += answer(f"{stack.url('prefect')}/api/{what}/filter", b"{}")
+    assert not any(secret in told for secret in wanted)
+
+
+def test_a_second_up_starts_nothing_and_a_dead_part_alone_is_started_again(stack):
+    before = {part.name: process_of(stack.folder, part.name).pid for part in parts(stack)}
+    os.kill(before["dask"], signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(before["dask"])], timeout=10)
+    up(stack)
+    after = {part.name: process_of(stack.folder, part.name).pid for part in parts(stack)}
+    assert {name for name in after if after[name] != before[name]} - {"dask-workers"} == {"dask"}
+
+
+# Faults ------------------------------------------------------------------------------------------
+
+
+def restart(stack, name):
+    (part,) = (part for part in parts(stack) if part.name == name)
+    start(stack.folder, part, bare_environment())
+
+
+@pytest.fixture
+def more_frames(stack, forecast, tmp_path_factory):
+    """Puts the next frame of the same rain into the bucket; the label of its time."""
+    folder = tmp_path_factory.mktemp("later")
+    write_archive(folder, SyntheticRadar(frames=120))
+    newest = latest(bucket(stack), stack.environment["SQUALL_ROOT"])["init_time"]
+    known = newest.translate(str.maketrans("", "", "-:TZ"))
+    later = [path for path in sorted(folder.iterdir()) if path.stem[-14:] > known]
+
+    def next_frame():
+        path = later.pop(0)
+        put(bucket(stack), [path])
+        stamp = path.stem[-14:]
+        return f"{stamp[:8]}T{stamp[8:12]}Z"
+
+    return next_frame
+
+
+def forecast_of(stack, label):
+    """Whether the forecast of an init_time is published, whole."""
+    url = f"{stack.environment['SQUALL_ROOT']}/forecasts/{PRODUCT}/{label}.zarr/zarr.json"
+    return bucket(stack).exists(url.removeprefix("s3://"))
+
+
+def look_once(stack):
+    """Have the worker make a nowcast run, as a schedule does."""
+    return prefect(stack, "deployment", "run", "nowcast/nowcast")
+
+
+def running(stack):
+    return [
+        process
+        for process in psutil.Process(process_of(stack.folder, "worker").pid).children(True)
+        if "prefect.flow_engine" in " ".join(process.cmdline()) or "flow-run" in process.cmdline()
+    ]
+
+
+@pytest.mark.parametrize("name", ["postgres", "prefect"])
+def test_a_database_or_server_that_restarts_is_found_again(stack, more_frames, name):
+    label = more_frames()
+    look_once(stack)
+    time.sleep(2)
+    end(stack.folder, name)
+    time.sleep(5)
+    restart(stack, name)
+    up(stack)
+    if not forecast_of(stack, label):
+        look_once(stack)
+    wait(lambda: forecast_of(stack, label), "a forecast", stack)
+
+
+def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, more_frames):
+    label = more_frames()
+    look_once(stack)
+    wait(lambda: running(stack), "a run", stack)
+    for process in [*running(stack), process_of(stack.folder, "worker")]:
+        process.kill()
+    restart(stack, "worker")
+    look_once(stack)
+    wait(lambda: forecast_of(stack, label), "a forecast", stack)
+
+
+def test_a_ray_head_that_is_gone_is_said_and_training_goes_on_when_it_is_back(stack, forecast):
+    end(stack.folder, "ray")
+    words = ("train", "--submit", stack.url("ray-dashboard"), "--set=train.workers=1")
+    small = ("--set=train.epochs=1", "--set=train.samples_per_epoch=8", "--set=train.crop=64")
+    few = ("--set=train.batch_size=4", "--set=train.past=20min", "--set=train.future=30min")
+    none = ("--set=train.baselines=[]", "--set=train.network.hidden_channels=[8]")
+    with pytest.raises(SquallError, match="cannot be reached"):
+        run(stack, "squall", *words, *small, *few, *none)
+    restart(stack, "ray")
+    assert "model: s3://" in run(stack, "squall", *words, *small, *few, *none)
