@@ -5,6 +5,7 @@ that bring torch, takes a model with fewer of them.
 """
 
 import difflib
+import glob
 import json
 import os
 import tomllib
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from pipelines.errors import SquallError
+from pipelines.section import NAME
 
 PREFIX, DELIMITER, TOML = "SQUALL_", "__", "squall.toml"
 
@@ -44,9 +46,14 @@ class Place(BaseSettings):
     root: str = Field(
         "squall-store", description="Where archives, models and forecasts live: a folder or URL."
     )
-    product: str = Field(
-        "radar", pattern=r"^[A-Za-z0-9._-]+$", description="Which archive, and its forecasts."
-    )
+    product: str = Field("radar", pattern=NAME, description="Which archive, and its forecasts.")
+
+    @field_validator("root")
+    @classmethod
+    def _is_no_pattern(cls, root: str) -> str:
+        if "://" in root and glob.has_magic(root):  # fsspec would look for what matches
+            raise ValueError("a URL has no *, ? or [")
+        return root
 
     @classmethod
     def settings_customise_sources(

@@ -22,7 +22,7 @@ from models.tracking import Kind
 from pipelines.archive import Archive
 from pipelines.errors import UnknownNameError
 from pipelines.samples import SequenceShape
-from pipelines.section import Section
+from pipelines.section import NAME, Section
 from pipelines.times import Duration, spaced
 
 
@@ -96,7 +96,7 @@ class TrainSettings(Section):
     """How a network is trained."""
 
     model: str | None = Field(
-        None, description="Name in the model registry; the product's by default."
+        None, pattern=NAME, description="Name in the model registry; the product's by default."
     )
     network: NetworkSettings = NetworkSettings()
     fine_tune: str | None = Field(

@@ -9,6 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""What can be a part of a path and nothing else: no way up, no pattern."""
+
 
 def tell_defaults(schema: dict[str, Any]) -> None:
     """Move every default of a JSON schema into the field's description."""

@@ -5,6 +5,7 @@ local folder.
 """
 
 import contextlib
+import glob
 import json
 import os
 import uuid
@@ -145,7 +146,11 @@ def remove(url: str) -> None:
     """Remove a folder and all under it; nothing happens where there is none."""
     fs, path = filesystem(url)
     with contextlib.suppress(FileNotFoundError):
-        fs.rm(path, recursive=True)
+        if glob.has_magic(path) and local_path(url) is None:  # `rm` would take it for a pattern
+            for file in fs.find(path):
+                fs.rm_file(file)
+        else:
+            fs.rm(path, recursive=True)
 
 
 def zarr_store(url: str) -> Any:

@@ -73,22 +73,12 @@ def start(folder: Path, part: Part, bare: Mapping[str, str]) -> bool:
     """
     begun = process_of(folder, part.name) is None
     if begun:
-        for place in (folder / "run", folder / "logs"):
-            place.mkdir(parents=True, exist_ok=True)
-        with log_of(folder, part.name).open("ab") as log:
-            child = subprocess.Popen(
-                part.command,
-                env={**bare, **part.environment},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                user=part.user,
-                umask=0o077,
-            )
-        began = psutil.Process(child.pid).create_time()
-        _record(folder, part.name).write_text(json.dumps({"pid": child.pid, "began": began}))
+        _begin(folder, part, bare)
     error = _wait(folder, part)
+    if error is not None and not begun and process_of(folder, part.name) is None:
+        begun = True  # it was ending as we came, such as a worker whose scheduler had gone
+        _begin(folder, part, bare)
+        error = _wait(folder, part)
     if error is not None:
         if begun:
             end(folder, part.name)
@@ -99,6 +89,24 @@ def start(folder: Path, part: Part, bare: Mapping[str, str]) -> bool:
             remedy=f"read {log_of(folder, part.name)}; if the port is taken: --base-port",
         )
     return begun
+
+
+def _begin(folder: Path, part: Part, bare: Mapping[str, str]) -> None:
+    for place in (folder / "run", folder / "logs"):
+        place.mkdir(parents=True, exist_ok=True)
+    with log_of(folder, part.name).open("ab") as log:
+        child = subprocess.Popen(
+            part.command,
+            env={**bare, **part.environment},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            user=part.user,
+            umask=0o077,
+        )
+    began = psutil.Process(child.pid).create_time()
+    _record(folder, part.name).write_text(json.dumps({"pid": child.pid, "began": began}))
 
 
 def _wait(folder: Path, part: Part) -> str | None:

@@ -187,3 +187,17 @@ def test_never_is_a_value_that_none_is_not(given, monkeypatch):
     assert settings.nowcast.fallback_after is None
     (setting,) = [one for one in explain(settings) if one.key == "nowcast.fallback_after"]
     assert setting.value == "never"
+
+
+@pytest.mark.parametrize("product", ["..", ".", "../up", "a/b", "*", "a b", "", "-x", "a" * 101])
+def test_a_product_is_a_name_and_no_way_to_another_place(product):
+    with pytest.raises(SettingsError, match="product"):
+        load_settings(product=product)
+    with pytest.raises(SettingsError, match=r"train\.model"):
+        load_settings(train={"model": product})
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/a*", "s3://bucket/[1]", "memory://a?b"])
+def test_a_bucket_is_no_pattern(root):
+    with pytest.raises(SettingsError, match="root"):
+        load_settings(root=root)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -56,6 +57,20 @@ def test_one_that_died_is_started_again(tmp_path, started):
     first.wait(10)
     assert process_of(tmp_path, "thing") is None
     assert start(tmp_path, started, bare_environment())
+    assert process_of(tmp_path, "thing").pid != first.pid
+
+
+def test_one_that_is_ending_as_we_come_is_started_again(tmp_path, started):
+    """It runs when it is looked for, and has gone before it answers."""
+    first = process_of(tmp_path, "thing")
+
+    def ready():
+        if first.is_running():
+            first.kill()
+            first.wait(10)
+            raise ConnectionError("going")
+
+    assert start(tmp_path, replace(started, ready=ready), bare_environment())
     assert process_of(tmp_path, "thing").pid != first.pid
 
 

@@ -76,10 +76,10 @@ def forecast(grid, init_time, level: float) -> xr.Dataset:
     return forecast_dataset(rain_rate, {"model": "persistence", "inputs_sha256": str(level)})
 
 
-def publish_all(root, grid, tries=40) -> int:
+def publish_all(root, grid, times=TIMES, tries=40) -> int:
     """Publish one after the other, each again where that fails, as a flow does; how often."""
     failures = 0
-    for level, init_time in enumerate(TIMES, 1):
+    for level, init_time in enumerate(times, 1):
         for left in range(tries, 0, -1):
             try:
                 with clock_set_to(init_time):
@@ -95,13 +95,13 @@ def publish_all(root, grid, tries=40) -> int:
     return failures
 
 
-def check_all(root) -> None:
+def check_all(root, times=TIMES) -> None:
     """All are there, whole, and the newest is known to all."""
-    assert list(published_init_times(root, PRODUCT)) == list(TIMES)
-    for level, init_time in enumerate(TIMES, 1):
+    assert list(published_init_times(root, PRODUCT)) == list(times)
+    for level, init_time in enumerate(times, 1):
         stored = open_forecast(root, PRODUCT, init_time)["rain_rate"].values
         np.testing.assert_allclose(stored, level)
-    assert latest_init_time(root, PRODUCT) == TIMES[-1]
+    assert latest_init_time(root, PRODUCT) == times[-1]
 
 
 class Reader(threading.Thread):
@@ -151,18 +151,17 @@ def test_a_server_that_restarts_while_forecasts_are_published(place, part, root,
 
 
 def test_throttling_and_errors_are_tried_again(place, root, at, grid):
-    """One request in three fails: the client tries again by itself, as S3 asks it to."""
+    """One request in eight fails: the client tries again by itself, as S3 asks it to."""
     rng = np.random.default_rng(0)
-    faults = {number: int(rng.choice([503, 500])) for number in range(0, 5000, 3)}
+    faults = {number: int(rng.choice([503, 500])) for number in range(0, 5000, 8)}
     with fault_proxy(f"127.0.0.1:{place.port('s3')}") as proxy:
         proxy.fault = lambda method, path, number: faults.get(number)
         at(place, proxy.port)
-        publish_all(root, grid)
-        check_all(root)
-        assert proxy.failed[503] > 10
-        assert proxy.failed[500] > 10
+        assert publish_all(root, grid, TIMES[:4]) == 0
+        assert proxy.failed[503] > 5
+        assert proxy.failed[500] > 5
     at(place)
-    check_all(root)
+    check_all(root, TIMES[:4])
 
 
 @pytest.mark.parametrize("status", [507, 403])
@@ -174,7 +173,7 @@ def test_a_full_bucket_takes_nothing_and_loses_nothing(place, root, at, grid, st
         puts = []
 
         def full(method, path, number):
-            if method in ("PUT", "POST"):
+            if method == "PUT":  # what is removed makes room
                 puts.append(path)
                 return status if len(puts) > 8 else None
             return None

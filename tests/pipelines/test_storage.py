@@ -27,6 +27,17 @@ def test_a_path_becomes_an_absolute_url(tmp_path, monkeypatch):
     assert storage.normalise("s3://bucket/prefix/") == "s3://bucket/prefix"
 
 
+@pytest.mark.parametrize("name", ["[507]", "a*", "a?", "plain"])
+def test_what_looks_like_a_pattern_is_removed_alone(place, name):
+    """A claim in a bucket once stayed because of a bracket in its path."""
+    for folder in (name, "ab", "5"):
+        storage.write_bytes(f"{place}/{folder}/c/0", b"1")
+    storage.remove(f"{place}/{name}")
+    assert not storage.exists(f"{place}/{name}/c/0")
+    assert storage.exists(f"{place}/ab/c/0")
+    assert storage.exists(f"{place}/5/c/0")
+
+
 def test_normalising_twice_changes_nothing(tmp_path):
     for url in (tmp_path, f"file://{tmp_path}/", "s3://bucket/a", "~/x"):
         once = storage.normalise(url)
