@@ -116,16 +116,15 @@ def forecast_of(stack, label):
 
 
 def look_once(stack):
-    """Have the worker make a nowcast run, as a schedule does."""
+    """Have the worker make a nowcast run, as a schedule does, once no other is under way."""
+    busy = {"type": {"any_": ["RUNNING", "PENDING"]}}
+    wait(lambda: not flow_runs(stack, state=busy), "end of the runs before", stack)
     return prefect(stack, "deployment", "run", "nowcast/nowcast")
 
 
 def running(stack):
-    return [
-        process
-        for process in psutil.Process(process_of(stack.folder, "worker").pid).children(True)
-        if "prefect.flow_engine" in " ".join(process.cmdline()) or "flow-run" in process.cmdline()
-    ]
+    """The processes of runs that the worker has started."""
+    return psutil.Process(process_of(stack.folder, "worker").pid).children(recursive=True)
 
 
 @pytest.mark.parametrize("name", ["postgres", "prefect"])
@@ -146,11 +145,17 @@ def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, more_frames)
     label = more_frames()
     look_once(stack)
     wait(lambda: running(stack), "a run", stack)
-    for process in [*running(stack), process_of(stack.folder, "worker")]:
+    for process in [process_of(stack.folder, "worker"), *running(stack)]:
         process.kill()
     restart(stack, "worker")
-    look_once(stack)
-    wait(lambda: forecast_of(stack, label), "a forecast", stack)
+    assert not forecast_of(stack, label), "it was killed before it had published"
+
+    def looked_again():
+        prefect(stack, "deployment", "run", "nowcast/nowcast")
+        time.sleep(15)
+        return forecast_of(stack, label)
+
+    wait(looked_again, "a forecast", stack)
 
 
 def test_a_ray_head_that_is_gone_is_said_and_training_goes_on_when_it_is_back(stack, forecast):
