@@ -23,7 +23,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as SourceError
 
 from pipelines.errors import SquallError
-from pipelines.section import NAME
+from pipelines.section import NAME, Url
 
 PREFIX, DELIMITER, TOML = "SQUALL_", "__", "squall.toml"
 
@@ -41,9 +41,10 @@ class Place(BaseSettings):
         toml_file=TOML,
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,
     )
 
-    root: str = Field(
+    root: Url = Field(
         "squall-store", description="Where archives, models and forecasts live: a folder or URL."
     )
     product: str = Field("radar", pattern=NAME, description="Which archive, and its forecasts.")

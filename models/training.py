@@ -22,7 +22,7 @@ from models.tracking import Kind
 from pipelines.archive import Archive
 from pipelines.errors import UnknownNameError
 from pipelines.samples import SequenceShape
-from pipelines.section import NAME, Section
+from pipelines.section import NAME, Section, Url
 from pipelines.times import Duration, spaced
 
 
@@ -85,7 +85,7 @@ class TrackingSettings(Section):
         description="mlflow, tensorboard or none; MLflow by default where it is installed and the "
         "root is a folder, else TensorBoard.",
     )
-    url: str | None = Field(
+    url: Url | None = Field(
         None, description="MLflow's server or database; SQLite under the root by default."
     )
     pictures: int = Field(2, ge=0, description="Validation samples that are pictured.")

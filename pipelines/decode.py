@@ -21,7 +21,7 @@ from pipelines.errors import FrameError, GridMismatchError, SquallError
 from pipelines.grid import Grid
 from pipelines.quality import QualitySettings
 from pipelines.regrid import RegridSettings, regrid, target_grid
-from pipelines.section import Section
+from pipelines.section import Section, Url
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import Duration, format_duration, now, time_text, utc
 from pipelines.units import count, pack
@@ -34,7 +34,7 @@ class IngestSettings(Section):
     """Where frames come from and how they are taken in."""
 
     source: str = Field("odim", description="Format of the files: see `squall sources`.")
-    location: str | None = Field(
+    location: Url | None = Field(
         None, description="Folder or URL (s3://…) where the provider's files appear."
     )
     quality: QualitySettings = QualitySettings()
@@ -43,7 +43,7 @@ class IngestSettings(Section):
         None, description="Spacing of frames; the source's own, or the files' own, by default."
     )
     workers: int = Field(2, ge=1, le=256, description="Dask worker processes on this machine.")
-    scheduler: str | None = Field(
+    scheduler: Url | None = Field(
         None, description="Address of a Dask scheduler; a local one is started by default."
     )
     earliest: dt.datetime = Field(

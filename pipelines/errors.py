@@ -4,7 +4,16 @@ Every one is a `ValueError` whose text is one line, so that a command can print 
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+CREDENTIAL = re.compile(r"(://[^/\s@:]*):[^/\s@]+@")
+"""A password in a URL."""
+
+
+def masked(text: str) -> str:
+    """A text without the passwords of the URLs in it."""
+    return CREDENTIAL.sub(r"\1:***@", text)
 
 
 class SquallError(ValueError):
@@ -29,7 +38,7 @@ class SquallError(ValueError):
             f"{self.problem}: found {self.found}; expected {self.expected}. Remedy: {self.remedy}"
         )
         text = text if text.endswith((".", "?", "!")) else text + "."
-        return " ".join(text.split())
+        return masked(" ".join(text.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.problem, self.found, self.expected, self.remedy)

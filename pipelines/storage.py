@@ -21,6 +21,8 @@ from fsspec.core import url_to_fs
 from zarr.abc.buffer import Buffer
 from zarr.storage import LocalStore, MemoryStore
 
+from pipelines.errors import masked
+
 ROOT_METADATA = "zarr.json"
 PUBLIC = ("s3://noaa-mrms-pds/",)
 """Buckets that anyone may read without an account: asked without credentials."""
@@ -43,7 +45,7 @@ def local_path(url: str) -> Path | None:
 def display(url: str) -> str:
     """How to show a URL to a person: local ones as plain paths."""
     path = local_path(url)
-    return str(path) if path else url
+    return str(path) if path else masked(url)
 
 
 def join(root: str, *parts: str) -> str:

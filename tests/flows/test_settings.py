@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+import traceback
 
 import pytest
 
@@ -201,3 +202,27 @@ def test_a_product_is_a_name_and_no_way_to_another_place(product):
 def test_a_bucket_is_no_pattern(root):
     with pytest.raises(SettingsError, match="root"):
         load_settings(root=root)
+
+
+SECRET = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"root": f"s3://key:{SECRET}@bucket/store"},
+        {"ingest": {"location": f"https://me:{SECRET}@radar.example/files"}},
+        {"ingest": {"scheduler": f"tls://me:{SECRET}@scheduler:8786"}},
+        {"train": {"tracking": {"url": f"postgresql://me:{SECRET}@host/mlflow"}}},
+    ],
+)
+def test_a_password_in_a_url_is_refused_and_shown_nowhere(given):
+    """Settings are flow parameters: Prefect's UI, logs and database have them."""
+    with pytest.raises(SettingsError, match=r"credential.*variables") as refused:
+        load_settings(**given)
+    told = "".join(traceback.format_exception(refused.value))
+    assert SECRET not in told
+
+
+def test_a_user_alone_is_no_secret():
+    assert load_settings(root="sftp://squall@host/store").root == "sftp://squall@host/store"

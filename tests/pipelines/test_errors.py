@@ -48,3 +48,18 @@ def test_a_name_like_no_other_gets_no_guess():
 
 def test_a_frame_that_does_not_fit_is_a_frame_error():
     assert issubclass(errors.GridMismatchError, FrameError)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("s3://key:secret@bucket/a", "s3://key:***@bucket/a"),
+        ("at http://:secret@h:80 and http://u:p@h", "at http://:***@h:80 and http://u:***@h"),
+        ("sftp://me@host/a", "sftp://me@host/a"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+    ],
+)
+def test_passwords_of_urls_are_not_shown(text, shown):
+    error = SquallError("nothing there", found=text, expected="x", remedy="y")
+    assert shown in str(error)
+    assert "secret" not in str(error)
