@@ -17,7 +17,7 @@ def test_a_year_by_hand():
     town = Product("town", 5, 100, 100, 10, 5, 5, 10)
     assert town.frames == 105_120
     assert forecast_mb(town) == pytest.approx(0.12)
-    writes, reads = requests(town)  # nine looks between two frames
-    assert writes == pytest.approx(105_120 * (109 + 92 + 9 * 16) / 1e6)
-    assert reads == pytest.approx(105_120 * (159 + 451 + 9 * 87) / 1e6)
+    writes, reads = requests(town)  # a look every five seconds
+    assert writes == pytest.approx(105_120 * (109 + 92 + 59 * 16) / 1e6)
+    assert reads == pytest.approx(105_120 * (159 + 451 + 59 * 87) / 1e6)
     assert {product.name for product in PRODUCTS} == {"KNMI", "OPERA CIRRUS", "MRMS"}
