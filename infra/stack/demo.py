@@ -24,7 +24,7 @@ from infra.stack.processes import log_of
 from pipelines.errors import SquallError
 
 console = Console()
-WITHIN_S = 300.0
+WITHIN_S = 420.0
 INTERVAL_S = 20
 """So often the demo has the nowcast deployment look for frames: users have five minutes."""
 
