@@ -44,6 +44,13 @@ SECTIONS = (
     ("HSS", "hss", 1.0),
     ("ETS", "ets", 1.0),
 )
+PLAIN = {
+    "mae": "MAE (mm/h)",
+    "mse": "MSE (mm²/h²)",
+    "mean_error": "mean error (mm/h)",
+    "correlation": "correlation",
+    "ssim": "SSIM",
+}
 DEFINITIONS = (
     ("CSI", "hits / (hits + misses + false alarms)", "Wilks 2019, ch. 8"),
     ("bias", "forecast events / observed events; 1 is unbiased", "Wilks 2019, ch. 8"),
@@ -153,9 +160,9 @@ def _skill(common: xr.Dataset, settings: Settings) -> Iterator[str]:
         yield f"<h3>FSS ≥ {float(lowest['threshold']):g} mm/h</h3>" + _lines(
             values["fss"].sel(lowest), draws["fss"].sel(lowest), "scale", "km", 1.0
         )
-    plain = [name for name in ("mae", "mse", "mean_error", "correlation", "ssim") if name in values]
-    panels = {name: values[name] for name in plain}
-    bands = {name: interval(draws[name]) for name in plain}
+    plain = {name: title for name, title in PLAIN.items() if name in values}
+    panels = {title: values[name] for name, title in plain.items()}
+    bands = {title: interval(draws[name]) for name, title in plain.items()}
     yield "<h3>Errors of rain rate, and likeness</h3>" + figure(
         lines_picture(panels, bands, None), "errors and likeness by lead time"
     )
@@ -189,7 +196,9 @@ def _differences(values: xr.Dataset, draws: xr.Dataset) -> str:
                     low, high = interval(
                         drawn.sel(forecaster=SERVED) - drawn.sel(forecaster=other)
                     ).values
-                    told = "–" if np.isnan(gap) else f"{gap:+.3f} ({low:+.3f} to {high:+.3f})"
+                    told = f"{gap:+.3f} ({low:+.3f} to {high:+.3f})"
+                    if np.isnan([gap, low, high]).any():  # no event in a draw, or in none
+                        told = "–" if np.isnan(gap) else f"{gap:+.3f}"
                     sure = low > 0 or high < 0
                     cells.append(f"<b>{told}</b>" if sure else told)
                 event = "" if threshold is None else f" ≥ {threshold:g} mm/h"
