@@ -18,8 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from infra.stack.parts import BIN, POOL, STOP, parts, ray_folder
-from infra.stack.place import ROOT, Place, bare_environment
+from infra.stack.parts import POOL, STOP, parts, ray_folder
+from infra.stack.place import BIN, ROOT, Place, bare_environment
 from infra.stack.processes import Part, end, process_of, start
 from pipelines.errors import SquallError
 

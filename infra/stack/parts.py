@@ -7,16 +7,14 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from infra.stack.place import BUCKET, RAY_WORKERS, Place, bare_environment, write_private
+from infra.stack.place import BIN, BUCKET, RAY_WORKERS, Place, bare_environment, write_private
 from infra.stack.processes import Part
 from pipelines.errors import SquallError
 
-BIN = Path(sys.executable).parent
 POOL = "squall"
 NO_ROOT = "nobody"
 """Who PostgreSQL runs as where we are root: it refuses to be root."""

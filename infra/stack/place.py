@@ -4,11 +4,13 @@ import json
 import os
 import secrets
 import shlex
+import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 BUCKET = "squall"
 PRODUCT, LOCATION = "town", f"s3://{BUCKET}/radar"
 """What the worker makes nowcasts of where no squall.toml says so: what the demo puts there."""
@@ -131,8 +133,11 @@ def write_private(path: Path, text: str) -> None:
 
 
 def bare_environment() -> dict[str, str]:
-    """This process's environment without what would lead to other servers."""
+    """This process's environment without what would lead to other servers.
+
+    Its programs come first on the path: Ray starts a job's ``python`` by that.
+    """
     foreign = ("AWS_", "PREFECT_", "RAY_", "DASK_", "SQUALL_", "PG")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(foreign)}
-    kept["PYTHONUNBUFFERED"] = "1"
-    return kept
+    path = f"{BIN}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    return kept | {"PATH": path, "PYTHONUNBUFFERED": "1"}

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -136,6 +138,13 @@ def test_every_server_has_a_port_of_its_own(tmp_path):
     ports = [place.port(name) for name in PORTS]
     assert len({*ports}) == len(PORTS)
     assert max(ports) < 7000 + RAY_WORKERS[0]
+
+
+def test_a_programs_python_is_ours(monkeypatch):
+    """Ray starts a job's by its name."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    found = shutil.which("python", path=bare_environment()["PATH"])
+    assert found == str(Path(sys.executable).parent / "python")
 
 
 def test_another_servers_address_does_not_get_into_the_stack(monkeypatch):

@@ -13,8 +13,7 @@ import pytest
 import s3fs
 import xarray as xr
 
-from infra.stack.parts import BIN
-from infra.stack.place import BUCKET, Place
+from infra.stack.place import BIN, BUCKET, Place
 from infra.stack.processes import end
 from pipelines.errors import ExistsError
 from pipelines.forecasts import (
