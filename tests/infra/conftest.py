@@ -27,7 +27,7 @@ def _free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
     """A folder that any user may enter: PostgreSQL runs as another one where we are root."""
     folder = Path(tempfile.mkdtemp(prefix="squall-stack-"))
@@ -42,7 +42,7 @@ def place() -> Iterator[Place]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def part(place: Place) -> Callable[[str], None]:
     """Start a part, if it does not run."""
 
