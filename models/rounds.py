@@ -37,7 +37,7 @@ from pipelines.publishing import CompactedError, mark_superseded, publish, refre
 from pipelines.skill import read_skill
 from pipelines.sources import FrameFile, get_source
 from pipelines.times import time_text
-from pipelines.window import Windows, window
+from pipelines.window import Windows, recent_times, window
 
 log = logging.getLogger(__name__)
 
@@ -306,20 +306,10 @@ def _forecast_pending(service: Service, seconds_ingest: float) -> Iterator[Outco
 def _follow(service: Service, shadows: Shadows, began: float, until: float) -> None:
     """Shadow forecasts beside what was served of late, the newest first, while time is left."""
     archive = Archive(service.archive_url)
-    recent = recent_times(service, archive)
+    recent = recent_times(archive, service.catch_up, service.since)
     if len(recent):
         place = service.root, service.product, archive
         shadows.follow(*place, recent[0], began=began, until=until)
-
-
-def recent_times(service: Service, archive: Archive) -> pd.DatetimeIndex:
-    """The times of the newest frame and of those not further back than a gap is filled."""
-    newest = archive.newest_usable()
-    if newest is None:
-        return pd.DatetimeIndex([])
-    first = newest - service.catch_up
-    times = archive.usable_times(max(first, service.since or first), newest)
-    return times[(times > first) | (times == newest)]
 
 
 def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, list[pd.Timestamp]]:
@@ -329,7 +319,7 @@ def pending(service: Service, archive: Archive) -> tuple[pd.Timestamp | None, li
     forecast can be made are left out, but for the newest, of which that is to be said.
     """
     root, product, frames = service.root, service.product, service.nowcaster.frames
-    recent = recent_times(service, archive)
+    recent = recent_times(archive, service.catch_up, service.since)
     if len(recent) == 0:
         return None, []
     longest = max(frames, Advection.past_frames)

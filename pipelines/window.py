@@ -102,3 +102,15 @@ class Windows:
 def window(archive: Archive, init_time: pd.Timestamp, frames: int) -> Window:
     """The window of `frames` timesteps that ends at `init_time`."""
     return Windows(archive, init_time, init_time, frames).ending_at(init_time, frames)
+
+
+def recent_times(
+    archive: Archive, period: pd.Timedelta, since: pd.Timestamp | None = None
+) -> pd.DatetimeIndex:
+    """The times of the newest frame and of those less than `period` before it, from `since` on."""
+    newest = archive.newest_usable()
+    if newest is None:
+        return pd.DatetimeIndex([])
+    first = newest - period
+    times = archive.usable_times(max(first, since or first), newest)
+    return times[(times > first) | (times == newest)]
