@@ -18,7 +18,13 @@ from infra.stack.processes import end, process_of, start
 from pipelines.errors import SquallError
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        "SQUALL_LONG_TESTS" not in os.environ,
+        reason="eight minutes of a machine of its own: set SQUALL_LONG_TESTS=1",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +156,6 @@ def test_a_database_or_server_that_restarts_is_found_again(stack, more_frames, n
     look_until(stack, label)
 
 
-@pytest.mark.skipif(
-    "SQUALL_LONG_TESTS" not in os.environ,
-    reason="Prefect keeps the killed run's slot for five minutes: set SQUALL_LONG_TESTS=1",
-)
 def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, more_frames):
     label = more_frames()
     look(stack)
@@ -179,11 +181,10 @@ TRAINING = (
 """As little as can be."""
 
 
-def test_a_ray_head_that_is_gone_is_said_and_found_again(stack):
+def test_a_ray_head_that_is_gone_is_said_and_found_again(stack, forecast):
     end(stack.folder, "ray")
     submit = ("squall", "train", "--submit", stack.url("ray-dashboard"))
     with pytest.raises(SquallError, match="no Ray cluster to be reached"):
         run(stack, *submit, *TRAINING)
     restart(stack, "ray")
-    if "SQUALL_LONG_TESTS" in os.environ:
-        assert "model: s3://" in run(stack, *submit, *TRAINING)
+    assert "model: s3://" in run(stack, *submit, *TRAINING)
