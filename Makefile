@@ -60,4 +60,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf $(VENV) demo .stack .pytest_cache .mypy_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache *.egg-info

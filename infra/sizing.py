@@ -36,6 +36,22 @@ class Product:
         """A frame."""
         return self.rows * self.columns
 
+    @property
+    def archive_gb(self) -> dict[str, float]:
+        """A year: as files, and in both layouts."""
+        kb = {"files": self.source_kb, "live": self.live_kb, "training": self.training_kb}
+        return {layout: each * self.frames / 1e6 for layout, each in kb.items()}
+
+    @property
+    def forecast_mb(self) -> float:
+        """A forecast."""
+        return self.pixels * LEAD_TIMES * MEASURED.bytes_a_pixel / 1e6
+
+    @property
+    def forecasts_gb_a_day(self) -> float:
+        """One from every frame."""
+        return self.forecast_mb * self.frames / 365 / 1e3
+
 
 PRODUCTS = (
     Product("KNMI", 5, 765, 700, 58, 35, 38, 29),
@@ -78,40 +94,38 @@ MEASURED, PRICES = Measured(), Prices()
 POLL_S, KEPT_DAYS = 5, 30
 
 
-def forecast_mb(product: Product) -> float:
-    """A forecast, MB."""
-    return product.pixels * LEAD_TIMES * MEASURED.bytes_a_pixel / 1e6
-
-
 def archive_row(product: Product) -> list[str]:
-    """GB a year."""
-    gb = [kb * product.frames / 1e6 for kb in (product.source_kb, product.live_kb)]
-    forecasts = forecast_mb(product) * 24 * 60 / product.timestep_min / 1e3
+    """Frames and GB a year, and what forecasts take."""
     return [
         product.name,
-        f"{product.frames:,.0f}",
-        *(f"{one:,.0f}" for one in gb),
-        f"{product.training_kb * product.frames / 1e6:,.0f}",
-        f"{forecast_mb(product):,.0f}",
-        f"{forecasts:,.0f}",
-        f"{forecasts * KEPT_DAYS:,.0f}",
+        *(
+            f"{one:,.0f}"
+            for one in (
+                product.frames,
+                *product.archive_gb.values(),
+                product.forecast_mb,
+                product.forecasts_gb_a_day,
+                product.forecasts_gb_a_day * KEPT_DAYS,
+            )
+        ),
     ]
 
 
 def requests(product: Product) -> tuple[float, float]:
     """Millions a year: writes and reads, with a look every `POLL_S`."""
-    looks = max(0.0, product.timestep_min * 60 / POLL_S - 1)
-    return tuple(  # type: ignore[return-value]
-        product.frames * (MEASURED.round[k] + MEASURED.verify[k] + looks * MEASURED.idle[k]) / 1e6
-        for k in (0, 1)
+    looks = product.timestep_min * 60 / POLL_S - 1
+    once = zip(MEASURED.round, MEASURED.verify, MEASURED.idle, strict=True)
+    writes, reads = (
+        product.frames * (a_round + verify + looks * idle) / 1e6 for a_round, verify, idle in once
     )
+    return writes, reads
 
 
 def cost_row(product: Product) -> list[str]:
     """US dollars a year: a year's archive in both layouts, forecasts of some days, requests."""
     writes, reads = requests(product)
-    gb = (product.live_kb + product.training_kb) * product.frames / 1e6
-    gb += forecast_mb(product) * KEPT_DAYS * 24 * 60 / product.timestep_min / 1e3
+    gb = product.archive_gb["live"] + product.archive_gb["training"]
+    gb += product.forecasts_gb_a_day * KEPT_DAYS
     storage = gb * PRICES.gb_month * 12
     asked = writes * 1e3 * PRICES.thousand_writes + reads * 1e3 * PRICES.thousand_reads
     return [product.name, f"{writes:.1f}", f"{reads:.1f}", f"{storage:,.0f}", f"{asked:,.0f}"]
@@ -174,9 +188,8 @@ infra/reports); a test says so. No GPU has been measured: there are no GPU-hours
 
 ## Archive and forecasts
 
-A forecast has {
-        LEAD_TIMES
-    } lead times, rain rate and amounts, no members; an ensemble of 20 has 20 times the rain rate.
+A forecast has {LEAD_TIMES} lead times, rain rate and amounts, no members; an ensemble of 20 has
+20 times the rain rate.
 
 {archive}
 
@@ -185,24 +198,23 @@ keep few, or thresholds only.
 
 ## Requests and money
 
-Requests do not depend on the grid, nor on the age of the archive (tests/benchmarks/README.md, "Age"): a look for frames
-every {
-        POLL_S
-    } s (`nowcast.poll`, with `nowcast.watch_for`), a round and a verification a timestep. Dollars a year by the
-list prices in infra/sizing.py, which are one provider's, as of memory: put in your own. Storage is a year's archive in
-both layouts and {KEPT_DAYS} days of forecasts; machines are not in it.
+Requests do not depend on the grid, nor on the age of the archive (tests/benchmarks/README.md,
+"Age"): a look for frames every {POLL_S} s (`nowcast.poll`, with `nowcast.watch_for`), a round and a
+verification a timestep. Dollars a year by the list prices in infra/sizing.py, which are one
+provider's, as of memory: put in your own. Storage is a year's archive in both layouts and
+{KEPT_DAYS} days of forecasts; machines are not in it.
 
 {money}
 
-Most requests are looks that find nothing: `nowcast.poll` of 30 s has a sixth of them. A delivery that tells (`squall.frame.arrived`, see prefect.yaml) needs none.
+Most requests are looks that find nothing: `nowcast.poll` of 30 s has a sixth of them. A delivery
+that tells (`squall.frame.arrived`, see prefect.yaml) needs none.
 
 ## What saturates first
 
-Seconds of work in a timestep on two cores: ingest of a frame, the default network's forecast, and verification of
-{
-        FORECASTERS
-    } forecasters. Training, shadow forecasts and pysteps' baselines are not in it: S-PROG and STEPS take as long as or
-longer than the network (infra/reports), and share what is left of the timestep.
+Seconds of work in a timestep on two cores: ingest of a frame, the default network's forecast, and
+verification of {FORECASTERS} forecasters. Training, shadow forecasts and pysteps' baselines are not
+in it: S-PROG and STEPS take as long as or longer than the network (infra/reports), and share what
+is left of the timestep.
 
 {load}
 

@@ -95,10 +95,8 @@ def find_version(root: str, product: str, version: str) -> Calibration:
     )
 
 
-def make_current(
-    root: str, product: str, calibration: Calibration, *, force: bool = False
-) -> Calibration:
-    """Have nowcasts use it, at the thresholds where it is proven to help; as it is used.
+def make_current(root: str, product: str, calibration: Calibration, *, force: bool = False) -> None:
+    """Have nowcasts use it, at the thresholds where it is proven to help.
 
     Forced, at all. Raises `SquallError` where it is proven at none, unless forced.
     """
@@ -118,7 +116,6 @@ def make_current(
     thresholds = sorted({one.threshold_mm_h for one in used.curves})
     named = {"version": used.version, "thresholds_mm_h": thresholds}
     storage.write_json(f"{folder_url(root, product)}/{CURRENT}", named)
-    return used
 
 
 def use_none(root: str, product: str) -> None:

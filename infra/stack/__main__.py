@@ -56,11 +56,11 @@ def prefect(place: Place, *words: str) -> str:
     return run(place, "prefect", *words)
 
 
-def run(place: Place, program: str, *words: str, **more: str) -> str:
+def run(place: Place, program: str, *words: str) -> str:
     """Run a program of the environment with the stack; its output. Raises where it fails."""
     done = subprocess.run(
         [str(BIN / program), *words],
-        env=bare_environment() | place.environment | more,
+        env=bare_environment() | place.environment,
         cwd=ROOT,
         capture_output=True,
         text=True,

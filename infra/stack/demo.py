@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import xarray as xr
 from rich.console import Console
 
@@ -35,7 +34,7 @@ def demo(place: Place, run: Callable[..., str]) -> xr.Dataset:
     `run` : a program of the environment with the stack: its output, an error where it fails
     """
     root = place.environment["SQUALL_ROOT"]
-    files = bucket(place)
+    files = place.bucket()
     with tempfile.TemporaryDirectory() as folder:
         location, train_frames = write_synthetic(Path(folder))
         made = sorted(Path(location).iterdir())
@@ -81,19 +80,6 @@ def demo(place: Place, run: Callable[..., str]) -> xr.Dataset:
 def say(text: str) -> None:
     """A step of the demo."""
     console.rule(f"[bold]{text}", align="left")
-
-
-def bucket(place: Place) -> Any:
-    """The bucket's file system, without a cache."""
-    return fsspec.filesystem(
-        "s3",
-        key=place.secrets["s3-key"],
-        secret=place.secrets["s3-secret"],
-        endpoint_url=place.url("s3"),
-        client_kwargs={"region_name": "us-east-1"},
-        use_listings_cache=False,
-        skip_instance_cache=True,
-    )
 
 
 def put(files: Any, paths: list[Path]) -> None:

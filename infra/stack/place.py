@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -100,6 +101,21 @@ class Place:
             "AWS_ENDPOINT_URL": self.url("s3"),
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+
+    def bucket(self, **options: Any) -> Any:
+        """The bucket's file system, without a cache."""
+        import fsspec
+
+        return fsspec.filesystem(
+            "s3",
+            key=self.secrets["s3-key"],
+            secret=self.secrets["s3-secret"],
+            endpoint_url=self.url("s3"),
+            client_kwargs={"region_name": "us-east-1"},
+            use_listings_cache=False,
+            skip_instance_cache=True,
+            **options,
+        )
 
     @property
     def environment(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ import pandas as pd
 import s3fs
 
 from flows.verify import verify_forecasts
-from infra.stack.parts import parts
+from infra.stack.parts import s3
 from infra.stack.place import BUCKET, Place, bare_environment
 from infra.stack.processes import end, start
 from models.nowcasting import Nowcaster, NowcastSettings
@@ -33,8 +33,8 @@ from pipelines.times import clock_set_to
 from pipelines.watch import look
 from tests.benchmarks.bench_age import START, TIMESTEP, TinyRain, file_of
 from tests.benchmarks.paired import table
-from tests.infra.conftest import free_base
 from tests.infra.fault_proxy import fault_proxy
+from tests.ports import free_base
 
 PRODUCT = "bench"
 KINDS = ("PUT", "POST", "LIST", "GET", "HEAD", "DELETE")
@@ -48,7 +48,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="squall-requests-"))
     place = Place.open(folder, free_base())
     try:
-        start(folder, next(parts(place)), bare_environment())
+        start(folder, s3(place), bare_environment())
         with fault_proxy(f"127.0.0.1:{place.port('s3')}") as proxy:
             seen: Counter[str] = Counter()
 

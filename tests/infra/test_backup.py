@@ -20,16 +20,16 @@ TIMES = pd.date_range("2024-06-01T05:00", periods=24, freq="5min")
 def back_up(root, copy):
     """As infra/operations.md says: the archive's status first, then the rest."""
     status = f"archive/{PRODUCT}.zarr/status/c"
-    shutil.copytree(root / status, copy / status)
+
+    def passing(folder, names):  # what a writer has under way, and renames or removes meanwhile
+        return [name for name in names if name.startswith(".") or name.endswith(".partial")]
 
     def copy_new(source, target):
         if not str(source).startswith(f"{root / status}/") and not source.endswith(".lock"):
             shutil.copy2(source, target)
         return target
 
-    def passing(folder, names):  # what a publisher has under way, or removes meanwhile
-        return [name for name in names if name.startswith(".") or name.endswith(".partial")]
-
+    shutil.copytree(root / status, copy / status, ignore=passing)
     shutil.copytree(root, copy, dirs_exist_ok=True, copy_function=copy_new, ignore=passing)
 
 

@@ -48,8 +48,7 @@ def allows(role: str, request: Request) -> bool:
         if action in statement["Action"]:
             if action == "s3:ListBucket":
                 patterns = statement["Condition"]["StringLike"]["s3:prefix"]
-                # a listing of a folder above, for which fsspec asks, shows what lies below
-                if any(fnmatchcase(key, one) or one.startswith(key) for one in patterns):
+                if any(fnmatchcase(key, one) for one in patterns):
                     return True
             elif any(fnmatchcase(f"arn:aws:s3:::{BUCKET}/{key}", r) for r in statement["Resource"]):
                 return True

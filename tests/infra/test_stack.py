@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from infra.stack.__main__ import deploy, prefect, run, up
-from infra.stack.demo import bucket, demo, latest, put, wait
+from infra.stack.demo import demo, latest, put, wait
 from infra.stack.parts import answer, parts
-from infra.stack.place import PRODUCT, bare_environment
-from infra.stack.processes import end, process_of, start
+from infra.stack.place import PRODUCT
+from infra.stack.processes import end, process_of
 from pipelines.errors import SquallError
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 
@@ -58,7 +58,7 @@ def test_the_loop_ends_in_a_forecast_that_stock_xarray_reads(stack, forecast):
     assert np.isfinite(forecast["rain_rate"].values).any()
     scheduled = [one for one in flow_runs(stack) if one["auto_scheduled"]]
     assert any(one["state_type"] == "COMPLETED" for one in scheduled)
-    files = bucket(stack)
+    files = stack.bucket()
     root = stack.environment["SQUALL_ROOT"].removeprefix("s3://")
     assert any(path.endswith(".pt") for path in files.find(f"{root}/runs"))
     assert files.exists(f"{root}/scores/{PRODUCT}/_skill.json")
@@ -67,7 +67,7 @@ def test_the_loop_ends_in_a_forecast_that_stock_xarray_reads(stack, forecast):
 def test_no_credential_is_in_what_the_stack_wrote(stack, forecast):
     """Neither in the bucket, nor in a log, nor in what Prefect or Ray tell."""
     wanted = [text.encode() for text in (*stack.secrets.values(), stack.ray_token.read_text())]
-    files = bucket(stack)
+    files = stack.bucket()
     for path in files.find("squall"):
         content = files.cat_file(path)
         assert not any(secret in content for secret in wanted), path
@@ -92,23 +92,18 @@ def test_a_second_up_starts_nothing_and_a_dead_part_alone_is_started_again(stack
 # Faults ------------------------------------------------------------------------------------------
 
 
-def restart(stack, name):
-    (part,) = (part for part in parts(stack) if part.name == name)
-    start(stack.folder, part, bare_environment())
-
-
 @pytest.fixture
 def more_frames(stack, forecast, tmp_path_factory):
     """Puts the next frame of the same rain into the bucket; the label of its time."""
     folder = tmp_path_factory.mktemp("later")
     write_archive(folder, SyntheticRadar(frames=120))
-    newest = latest(bucket(stack), stack.environment["SQUALL_ROOT"])["init_time"]
+    newest = latest(stack.bucket(), stack.environment["SQUALL_ROOT"])["init_time"]
     known = newest.translate(str.maketrans("", "", "-:TZ"))
     later = [path for path in sorted(folder.iterdir()) if path.stem[-14:] > known]
 
     def next_frame():
         path = later.pop(0)
-        put(bucket(stack), [path])
+        put(stack.bucket(), [path])
         stamp = path.stem[-14:]
         return f"{stamp[:8]}T{stamp[8:12]}Z"
 
@@ -118,7 +113,7 @@ def more_frames(stack, forecast, tmp_path_factory):
 def forecast_of(stack, label):
     """Whether the forecast of an init_time is published, whole."""
     url = f"{stack.environment['SQUALL_ROOT']}/forecasts/{PRODUCT}/{label}.zarr/zarr.json"
-    return bucket(stack).exists(url.removeprefix("s3://"))
+    return stack.bucket().exists(url.removeprefix("s3://"))
 
 
 def look(stack):
@@ -145,24 +140,24 @@ def running(stack):
 
 
 @pytest.mark.parametrize("name", ["postgres", "prefect"])
-def test_a_database_or_server_that_restarts_is_found_again(stack, more_frames, name):
+def test_a_database_or_server_that_restarts_is_found_again(stack, part, more_frames, name):
     label = more_frames()
     look(stack)
     time.sleep(2)
     end(stack.folder, name)
     time.sleep(5)
-    restart(stack, name)
+    part(name)
     up(stack)
     look_until(stack, label)
 
 
-def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, more_frames):
+def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, part, more_frames):
     label = more_frames()
     look(stack)
     wait(lambda: running(stack), "a run", stack)
     for process in [process_of(stack.folder, "worker"), *running(stack)]:
         process.kill()
-    restart(stack, "worker")
+    part("worker")
     assert not forecast_of(stack, label), "it was killed before it had published"
     look_until(stack, label)
 
@@ -181,10 +176,10 @@ TRAINING = (
 """As little as can be."""
 
 
-def test_a_ray_head_that_is_gone_is_said_and_found_again(stack, forecast):
+def test_a_ray_head_that_is_gone_is_said_and_found_again(stack, part, forecast):
     end(stack.folder, "ray")
     submit = ("squall", "train", "--submit", stack.url("ray-dashboard"))
     with pytest.raises(SquallError, match="no Ray cluster to be reached"):
         run(stack, *submit, *TRAINING)
-    restart(stack, "ray")
+    part("ray")
     assert "model: s3://" in run(stack, *submit, *TRAINING)
