@@ -87,3 +87,19 @@ def test_evidence_is_of_the_one_asked_for_or_who_serves_or_has_most_cases(tmp_pa
     assert fit(sums, name, SETTINGS).curves == fit(own, name, SETTINGS).curves
     with pytest.raises(NotFoundError, match="ensembles: steps"):
         evidence(root, "knmi", SETTINGS.model_copy(update={"forecaster": "persistence"}))
+
+
+def test_who_serves_comes_before_who_has_more_cases(tmp_path):
+    root = str(tmp_path)
+    own = sums_of(over_confident)
+    counts = own["probability_cases"].isel(threshold=0).sum("probability")
+    own = own.assign(pixels=counts, ensemble_pixels=counts)
+    both = xr.concat([own, own * 0.5], "forecaster").assign_coords(forecaster=["steps", "town/1"])
+    both = both.assign_coords(model=("init_time", [""] * 30)).expand_dims(region=["domain"])
+    write_scores(root, "knmi", [both])
+    assert evidence(root, "knmi", SETTINGS)[1] == "steps", "the most cases"
+    sums, name = evidence(root, "knmi", SETTINGS, serving="town/1")
+    assert name == "town/1"
+    assert float(sums["ensemble_pixels"].sum()) == float(counts.sum()) / 2
+    asked = SETTINGS.model_copy(update={"forecaster": "steps"})
+    assert evidence(root, "knmi", asked, serving="town/1")[1] == "steps"
