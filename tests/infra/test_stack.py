@@ -21,8 +21,8 @@ from pipelines.sources.synthetic import SyntheticRadar, write_archive
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        "SQUALL_LONG_TESTS" not in os.environ,
-        reason="eight minutes of a machine of its own: set SQUALL_LONG_TESTS=1",
+        "LONG_TESTS" not in os.environ,
+        reason="eight minutes of a machine of its own: set LONG_TESTS=1",
     ),
 ]
 
