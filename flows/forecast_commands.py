@@ -59,6 +59,7 @@ def calibrate(
     def show(title: str, rows: list[dict[str, str]]) -> None:
         if rows:
             table = titled(title, rows[0])
+            table.columns[0].no_wrap = True  # a version is there to be copied
             for row in rows:
                 table.add_row(*row.values())
             console.print(table)

@@ -89,5 +89,6 @@ def test_through_the_command_a_refusal_leaves_a_table_and_versions_can_be_used(
     listed = calibrate("--list")
     assert listed.returncode == 0, listed.stderr
     assert "1 calibrations" in listed.stdout
+    assert row["version"] in listed.stdout, "to be copied"
     assert calibrate("--use", "none").returncode == 0
     assert read_calibration(root, PRODUCT) is None
