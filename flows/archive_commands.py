@@ -34,7 +34,8 @@ def validate(*, repair: Flag = False, common: Common | None = None) -> int:
 
     Parameters
     ----------
-    repair: Set slots with a problem to missing; the next ingest reads their files again.
+    repair
+        Set slots with a problem to missing; the next ingest reads their files again.
     """
     from flows.archive import validate as flow
 
@@ -63,8 +64,10 @@ def compact(
 
     Parameters
     ----------
-    drop_before: Then drop live frames before this time, UTC.
-    keep_days: The same, counted back from now.
+    drop_before
+        Then drop live frames before this time, UTC.
+    keep_days
+        The same, counted back from now.
     """
     from flows.archive import compact as flow
     from pipelines.times import utc
@@ -100,14 +103,22 @@ def export(
 
     Parameters
     ----------
-    target: The file, or the folder or URL of the dataset. Nothing may be there.
-    mlcast: After the MLCast specification; needs --creator and --identifier.
-    creator: Who publishes the dataset: "Name <email>".
-    identifier: COUNTRY-ENTITY-VARIABLE, such as NL-KNMI-rainfall_flux.
-    license: SPDX name of the licence, where the source's does not say one.
-    created_with: Address of the code that made it.
-    start: Only frames at or after this time, UTC.
-    end: Only frames at or before this time, UTC.
+    target
+        The file, or the folder or URL of the dataset. Nothing may be there.
+    mlcast
+        After the MLCast specification; needs --creator and --identifier.
+    creator
+        Who publishes the dataset: "Name <email>".
+    identifier
+        COUNTRY-ENTITY-VARIABLE, such as NL-KNMI-rainfall_flux.
+    license
+        SPDX name of the licence, where the source's does not say one.
+    created_with
+        Address of the code that made it.
+    start
+        Only frames at or after this time, UTC.
+    end
+        Only frames at or before this time, UTC.
     """
     from pipelines.archive import archive_url
     from pipelines.errors import SquallError

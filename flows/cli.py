@@ -6,6 +6,7 @@ Bad input is one line on stderr (found, expected, remedy) and exit code 2.
 import logging
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
@@ -38,7 +39,13 @@ Any setting: --set train.epochs=5, SQUALL_TRAIN__EPOCHS=5 or squall.toml; `squal
 them with their values and origins.
 """
 
-app = App(name="squall", help=HELP, help_format="plaintext", version_flags=["--version"])
+app = App(
+    name="squall",
+    help=HELP,
+    help_format="markdown",
+    version=lambda: version("squall"),
+    version_flags=["--version"],
+)
 app.command(archive_app)
 app.command(registry_app)
 for command in (train, tune, moving_mnist, replay, export, calibrate, prune, status, latency):
@@ -60,11 +67,15 @@ def demo(
 
     Parameters
     ----------
-    archive: Folder or URL of radar files; a synthetic archive is built where none is named.
-    source: Format of those files: see `squall sources`.
-    train_frames: Train on so many frames, nowcast from the rest. (A synthetic archive: all but
+    archive
+        Folder or URL of radar files; a synthetic archive is built where none is named.
+    source
+        Format of those files: see `squall sources`.
+    train_frames
+        Train on so many frames, nowcast from the rest. (A synthetic archive: all but
         the last hour.)
-    folder: Where everything goes; an earlier demo's folder of the same product is replaced.
+    folder
+        Where everything goes; an earlier demo's folder of the same product is replaced.
     """
     from flows import demo as main_job
     from flows.report import print_demo
@@ -108,10 +119,14 @@ def models(*, frame: int = 256, past: int = 6, lead_times: int = 12, json: bool 
 
     Parameters
     ----------
-    frame: Pixels a side of the frames that costs are for.
-    past: Past frames.
-    lead_times: Forecast frames.
-    json: Print JSON: bytes and FLOPs.
+    frame
+        Pixels a side of the frames that costs are for.
+    past
+        Past frames.
+    lead_times
+        Forecast frames.
+    json
+        Print JSON: bytes and FLOPs.
     """
     from flows.report import print_json, print_models
     from models.catalogue import catalogue
@@ -136,11 +151,16 @@ def ingest(
 
     Parameters
     ----------
-    location: Folder or URL (s3://…) of the files.
-    source: Their format: see `squall sources`.
-    timestep: Spacing of frames, such as 5min, where the files do not tell.
-    start: Only frames at or after this time, UTC.
-    end: Only frames at or before this time, UTC.
+    location
+        Folder or URL (s3://…) of the files.
+    source
+        Their format: see `squall sources`.
+    timestep
+        Spacing of frames, such as 5min, where the files do not tell.
+    start
+        Only frames at or after this time, UTC.
+    end
+        Only frames at or before this time, UTC.
     """
     from flows.ingest import ingest as flow
     from pipelines.storage import display
@@ -179,12 +199,18 @@ def nowcast(
 
     Parameters
     ----------
-    location: Folder or URL where new files appear.
-    source: Their format: see `squall sources`.
-    model: Model name, name/version, persistence or advection.
-    lead_time: How far ahead, such as 60min.
-    since: Instead, forecast from every frame at or after this time, UTC.
-    until: Instead, forecast from every frame at or before this time, UTC.
+    location
+        Folder or URL where new files appear.
+    source
+        Their format: see `squall sources`.
+    model
+        Model name, name/version, persistence or advection.
+    lead_time
+        How far ahead, such as 60min.
+    since
+        Instead, forecast from every frame at or after this time, UTC.
+    until
+        Instead, forecast from every frame at or before this time, UTC.
     """
     from flows.nowcast import nowcast as flow
     from pipelines.times import utc
@@ -221,8 +247,10 @@ def verify(
 
     Parameters
     ----------
-    partial: Score forecasts of which only some lead times have come as well.
-    report: Write a page with all scores, intervals, maps and latency there: report.html.
+    partial
+        Score forecasts of which only some lead times have come as well.
+    report
+        Write a page with all scores, intervals, maps and latency there: report.html.
     """
     from flows.report import print_verification
     from flows.verify import verify as flow
@@ -255,9 +283,12 @@ def show(
 
     Parameters
     ----------
-    time: The archive frame at this time, UTC.
-    init_time: The forecast of this init_time, UTC.
-    output: Where the PNG goes; under the root by default.
+    time
+        The archive frame at this time, UTC.
+    init_time
+        The forecast of this init_time, UTC.
+    output
+        Where the PNG goes; under the root by default.
     """
     from flows.show import picture
 

@@ -22,13 +22,18 @@ def export(
 
     Parameters
     ----------
-    target: The file, folder or URL to write. Nothing may be there.
-    format: netcdf: one CF file. cog: a folder of Cloud-optimised GeoTIFFs, a file for every
+    target
+        The file, folder or URL to write. Nothing may be there.
+    format
+        netcdf: one CF file. cog: a folder of Cloud-optimised GeoTIFFs, a file for every
         variable, threshold and member, or one file .tif. mlwp: after the MLWP specification, as
         netCDF where the target ends in .nc, else as Zarr.
-    init_time: The forecast of this init_time, UTC.
-    revision: That revision of it; the newest by default.
-    variable: Only this variable; repeat it for more.
+    init_time
+        The forecast of this init_time, UTC.
+    revision
+        That revision of it; the newest by default.
+    variable
+        Only this variable; repeat it for more.
     """
     from pipelines.forecast_export import export_forecast
     from pipelines.times import utc

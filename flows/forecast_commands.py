@@ -17,8 +17,10 @@ def prune(
 
     Parameters
     ----------
-    compact_after: Put a day's forecasts into one store when all are older than this.
-    keep: Then remove a day's forecasts, for good, when all are older than this.
+    compact_after
+        Put a day's forecasts into one store when all are older than this.
+    keep
+        Then remove a day's forecasts, for good, when all are older than this.
     """
     from flows.prune import prune as flow
 
@@ -47,9 +49,12 @@ def calibrate(
 
     Parameters
     ----------
-    force: Use it at every threshold, though it is not proven to help.
-    list_: Only show the calibrations that there are.
-    use: Fit none: use this version from now on, or none.
+    force
+        Use it at every threshold, though it is not proven to help.
+    list_
+        Only show the calibrations that there are.
+    use
+        Fit none: use this version from now on, or none.
     """
     from flows.calibrate import calibrate as flow
     from flows.calibrate import calibration_table, versions_table

@@ -13,10 +13,14 @@ class Common:
 
     Parameters
     ----------
-    root: Where archives, models and forecasts live: a folder or URL.
-    product: Which archive, and its models and forecasts.
-    set: KEY=VALUE, any setting; repeat it for more.
-    verbose: Show logs.
+    root
+        Where archives, models and forecasts live: a folder or URL.
+    product
+        Which archive, and its models and forecasts.
+    set
+        KEY=VALUE, any setting; repeat it for more.
+    verbose
+        Show logs.
     """
 
     root: str | None = None

@@ -20,8 +20,10 @@ def list_(name: str | None = None, *, json: Flag = False, common: Common | None 
 
     Parameters
     ----------
-    name: Only this model's versions.
-    json: Print JSON.
+    name
+        Only this model's versions.
+    json
+        Print JSON.
     """
     from flows.registry_report import print_versions, summary
     from models.registry import model_names, versions
@@ -42,8 +44,10 @@ def show(model: str, *, json: Flag = False, common: Common | None = None) -> Non
 
     Parameters
     ----------
-    model: NAME, for its champion, or NAME/VERSION.
-    json: Print JSON; `scores` are the sums that scores are divided from.
+    model
+        NAME, for its champion, or NAME/VERSION.
+    json
+        Print JSON; `scores` are the sums that scores are divided from.
     """
     from flows.registry_report import details, print_version
     from models.card import read_card
@@ -75,12 +79,18 @@ def promote(
 
     Parameters
     ----------
-    model: NAME/VERSION.
-    auto: Instead, judge every version newer than the champion; promote the newest that passes.
-    dry_run: Only print the table; exit code 0 where it would be promoted, else 1.
-    markdown: Print the table as markdown.
-    force: Promote it whatever the table says. Who did and why is remembered; so is the table.
-    why: The reason for --force.
+    model
+        NAME/VERSION.
+    auto
+        Instead, judge every version newer than the champion; promote the newest that passes.
+    dry_run
+        Only print the table; exit code 0 where it would be promoted, else 1.
+    markdown
+        Print the table as markdown.
+    force
+        Promote it whatever the table says. Who did and why is remembered; so is the table.
+    why
+        The reason for --force.
     """
     from flows.promote import crown_and_tell, judge_challengers, served_name
     from flows.promote import promote as flow
@@ -154,7 +164,8 @@ def rollback(name: str, *, common: Common | None = None) -> None:
 
     Parameters
     ----------
-    name: The model's name.
+    name
+        The model's name.
     """
     from flows.promote import identity
     from models.registry import rollback as roll_back

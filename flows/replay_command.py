@@ -40,21 +40,35 @@ def replay(
 
     Parameters
     ----------
-    location: Folder or URL of the files.
-    from_: The first valid time, UTC; the first file's by default.
-    to: The last valid time, UTC; the last file's by default.
-    source: Format of the files: see `squall sources`.
-    model: Model name, name/version or a baseline; the product's champion by default.
-    lead_time: How far ahead, such as 60min.
-    delay: How long after its valid time a frame arrives; 1min by default.
-    late: How many frames come late, and how much later: 10%:7min.
-    missing: How many frames never come: 2%.
-    outage: Nothing arrives from a time on, UTC, for so long: 2024-06-01T03:00+40min; repeat it for
+    location
+        Folder or URL of the files.
+    from_
+        The first valid time, UTC; the first file's by default.
+    to
+        The last valid time, UTC; the last file's by default.
+    source
+        Format of the files: see `squall sources`.
+    model
+        Model name, name/version or a baseline; the product's champion by default.
+    lead_time
+        How far ahead, such as 60min.
+    delay
+        How long after its valid time a frame arrives; 1min by default.
+    late
+        How many frames come late, and how much later: 10%:7min.
+    missing
+        How many frames never come: 2%.
+    outage
+        Nothing arrives from a time on, UTC, for so long: 2024-06-01T03:00+40min; repeat it for
         more.
-    seed: Which frames are late and which are missing.
-    speed: So many times as fast as it was; max: as fast as this machine can.
-    shadows: Have baselines and challengers forecast in shadow too, as the settings shadow.… say.
-    output: Root of the replay's own archive and forecasts; a new folder of the root by default.
+    seed
+        Which frames are late and which are missing.
+    speed
+        So many times as fast as it was; max: as fast as this machine can.
+    shadows
+        Have baselines and challengers forecast in shadow too, as the settings shadow.… say.
+    output
+        Root of the replay's own archive and forecasts; a new folder of the root by default.
     """
     from flows.replay import replay as flow
     from flows.report import print_verification

@@ -28,12 +28,17 @@ def train(
 
     Parameters
     ----------
-    start: Learn from frames at or after this time, UTC.
-    end: Learn from frames at or before this time, UTC.
-    epochs: Passes over train.samples_per_epoch samples.
-    submit: Train as a job of the Ray cluster with this dashboard, http://HEAD:8265, and follow it;
+    start
+        Learn from frames at or after this time, UTC.
+    end
+        Learn from frames at or before this time, UTC.
+    epochs
+        Passes over train.samples_per_epoch samples.
+    submit
+        Train as a job of the Ray cluster with this dashboard, http://HEAD:8265, and follow it;
         Ctrl-C stops it.
-    env: Name of a variable that the job gets from here; repeat it for more. Whoever sees the
+    env
+        Name of a variable that the job gets from here; repeat it for more. Whoever sees the
         cluster's jobs sees its value.
     """
     from flows.train import standing
@@ -69,10 +74,14 @@ def tune(
 
     Parameters
     ----------
-    samples: Trials: settings drawn from the space.
-    epochs: Epochs of a trial that is not stopped; the worse half stops at tune.grace_epochs.
-    space: Settings of section train as JSON, each with choice, uniform, loguniform or integers.
-    json: Print JSON.
+    samples
+        Trials: settings drawn from the space.
+    epochs
+        Epochs of a trial that is not stopped; the worse half stops at tune.grace_epochs.
+    space
+        Settings of section train as JSON, each with choice, uniform, loguniform or integers.
+    json
+        Print JSON.
     """
     from flows.layers import parse_assignments
     from flows.report import print_json, print_tuned
@@ -100,11 +109,15 @@ def moving_mnist(
 
     Parameters
     ----------
-    folder: Folder or URL with MNIST's idx files, gzipped or not.
-    recipe: The published recipe (4×128 channels, 200 epochs of 10,000 sequences) instead of a small
+    folder
+        Folder or URL with MNIST's idx files, gzipped or not.
+    recipe
+        The published recipe (4×128 channels, 200 epochs of 10,000 sequences) instead of a small
         one; for a GPU: --set train.gpu=true.
-    epochs: Passes over train.samples_per_epoch sequences.
-    test_sequences: How many of the 10,000 test sequences; 256, or all with --recipe.
+    epochs
+        Passes over train.samples_per_epoch sequences.
+    test_sequences
+        How many of the 10,000 test sequences; 256, or all with --recipe.
     """
     from flows.moving_mnist import RECIPE, SMALL
     from flows.moving_mnist import moving_mnist as benchmark

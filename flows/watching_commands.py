@@ -25,10 +25,14 @@ def status(
 
     Parameters
     ----------
-    json: Print JSON.
-    prometheus: Also write metrics to this file, NAME.prom, for the node exporter's collector.
-    serve: Instead, serve metrics at http://ADDRESS:PORT/metrics until interrupted.
-    address: Which of the machine's addresses that is; 0.0.0.0 for all of them.
+    json
+        Print JSON.
+    prometheus
+        Also write metrics to this file, NAME.prom, for the node exporter's collector.
+    serve
+        Instead, serve metrics at http://ADDRESS:PORT/metrics until interrupted.
+    address
+        Which of the machine's addresses that is; 0.0.0.0 for all of them.
     """
     from flows.status import examine, print_status, watched
     from flows.status import serve as serve_metrics
@@ -64,9 +68,12 @@ def latency(
 
     Parameters
     ----------
-    since: Only forecasts of this init_time and later, UTC.
-    until: Only forecasts of this init_time and earlier, UTC.
-    json: Print JSON.
+    since
+        Only forecasts of this init_time and later, UTC.
+    until
+        Only forecasts of this init_time and earlier, UTC.
+    json
+        Print JSON.
     """
     from flows.status import print_latency, watched
     from pipelines.latency import latency as measure

@@ -3,12 +3,15 @@
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import pytest
 import xarray as xr
+from cyclopts import App
 
-from flows.cli import main
+from flows.cli import app, main
 from models.baselines import BASELINES
 from models.networks import NETWORKS
 from pipelines.sources import SOURCES
@@ -86,6 +89,27 @@ def test_every_archive_command_teaches_with_an_example(squall, command):
 def test_every_registry_command_teaches_with_an_example(squall, command):
     text = " ".join(squall("registry", command, "--help").stdout.split())
     assert f"Example: squall registry {command}" in text
+
+
+def commands(of: App) -> Iterator[App]:
+    for name in of:
+        if not name.startswith("-"):
+            yield of[name]
+            yield from commands(of[name])
+
+
+def test_every_option_of_every_command_is_explained():
+    seen = 0
+    for command in commands(app):
+        if command.default_command is not None:
+            for option in command.assemble_argument_collection(parse_docstring=True):
+                assert option.parameter.help or not option.show, f"{command.name} {option.name}"
+                seen += 1
+    assert seen > 100
+
+
+def test_the_version_is_the_packages_own(squall):
+    assert squall("--version").stdout.strip() == version("squall")
 
 
 def test_an_archive_is_shown_and_exported(squall, archive, root, tmp_path):
