@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pipelines import storage
 from pipelines.errors import NoFramesError
 from pipelines.grid import Grid, check_shape
+from pipelines.sources.content import MOST_BYTES, too_large
 from pipelines.times import time_text
 from pipelines.units import BLOCK
 
@@ -90,7 +91,11 @@ class Fetching(Protocol):
 
 def content_of(source: Source, file: FrameFile) -> bytes:
     """A frame's bytes: the whole file's, or those that the source takes out of it."""
-    return source.fetch(file) if isinstance(source, Fetching) else storage.read_bytes(file.url)
+    if isinstance(source, Fetching):
+        return source.fetch(file)
+    if file.size > MOST_BYTES:
+        raise too_large(f"{file.size} bytes")
+    return storage.read_bytes(file.url)
 
 
 def frame(

@@ -1,12 +1,18 @@
-"""A file's bytes before any format: decompressing them, and errors that say what is wrong."""
+"""A file's bytes before any format: decompressing them, limits, and errors that say what is wrong.
+
+Who sends a file may be mistaken or worse. What is read of one is bounded before it is read: by what
+it claims to hold (`check_size`), and while it is decompressed, whatever it claims (`bounded`).
+"""
 
 import bz2
 import contextlib
 import gzip
 import importlib
+import io
+import math
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 from pipelines.errors import FrameError, SquallError
 
@@ -15,6 +21,11 @@ READING_ERRORS = (
     *(RuntimeError, ArithmeticError, SyntaxError, zlib.error),
 )
 """What readers of formats raise on broken files (Pillow: SyntaxError; pyproj: RuntimeError)."""
+
+MOST_PIXELS = 2**26
+"""No frame has more: MRMS, the largest that is read here, has 24.5 million."""
+MOST_BYTES = 8 * MOST_PIXELS
+"""No file of a frame is larger, nor becomes larger by decompressing, nor holds a larger array."""
 
 
 @contextlib.contextmanager
@@ -40,10 +51,34 @@ def reading(content: bytes, kind: str) -> Iterator[None]:
 def decompressed(content: bytes) -> bytes:
     """The content itself, or what its gzip or bzip2 holds, by the first bytes."""
     if content.startswith(b"\x1f\x8b"):
-        return gzip.decompress(content)
+        return bounded(gzip.GzipFile(fileobj=io.BytesIO(content)))
     if content.startswith(b"BZh"):
-        return bz2.decompress(content)
+        return bounded(bz2.BZ2File(io.BytesIO(content)))
     return content
+
+
+def bounded(file: IO[bytes] | gzip.GzipFile | bz2.BZ2File) -> bytes:
+    """All that an open file gives; `FrameError` where that is more than `MOST_BYTES`."""
+    content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise too_large(f"more than {MOST_BYTES} bytes, decompressed")
+    return content
+
+
+def check_size(*shape: int, itemsize: int = 8) -> None:
+    """Raise `FrameError` where an array of this shape is larger than `MOST_BYTES`."""
+    if math.prod(shape) * itemsize > MOST_BYTES:
+        raise too_large(f"{'×'.join(map(str, shape))} values of {itemsize} bytes")
+
+
+def too_large(found: str) -> FrameError:
+    """The error of a file that claims or holds too much."""
+    return FrameError(
+        "a file that holds more than any radar frame",
+        found=found,
+        expected=f"at most {MOST_BYTES} bytes, {MOST_PIXELS} pixels",
+        remedy="fetch the file again; if it repeats, report it to its provider",
+    )
 
 
 def formats_library(module: str, user: str) -> Any:

@@ -15,7 +15,7 @@ import xarray as xr
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
 from pipelines.sources.base import FoundByName, frame
-from pipelines.sources.content import formats_library, reading
+from pipelines.sources.content import check_size, formats_library, reading
 from pipelines.sources.fmi import LICENCE, rain_rate_table
 from pipelines.units import FINLAND_RAIN, ZRRelation
 
@@ -47,6 +47,8 @@ class FmiGeotiff(FoundByName):
                 with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
                     items = _items(file.tags()["GDAL_METADATA"])
                     grid = _grid(file)
+                    for shape in (file.shape, *file.block_shapes):
+                        check_size(*shape)
                     stored = file.read(1)
             except rasterio.errors.RasterioError as error:
                 raise OSError(str(error)) from error

@@ -19,7 +19,7 @@ from PIL import Image
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
 from pipelines.sources.base import FoundByName, frame
-from pipelines.sources.content import decompressed, reading
+from pipelines.sources.content import check_size, decompressed, reading
 from pipelines.sources.fmi import LICENCE, rain_rate_table
 from pipelines.units import FINLAND_RAIN, ZRRelation
 
@@ -50,7 +50,8 @@ class FmiPgm(FoundByName):
             plain = decompressed(content)
             if not plain.startswith(b"P5"):
                 raise ValueError(f"starts with {plain[:8]!r}, a PGM with b'P5'")
-            with Image.open(io.BytesIO(plain)) as picture:
+            with Image.open(io.BytesIO(plain), formats=("PPM",)) as picture:
+                check_size(*picture.size)
                 stored = np.asarray(picture)
             header = _header(plain)
             if "reflectivity" not in header["param"].lower():

@@ -8,7 +8,6 @@ Source of the layout: WMO Manual on Codes, volume I.2, FM 92 GRIB edition 2 (sec
 grid definition template 3.0; code table 3.2).
 """
 
-import gzip
 import importlib
 import importlib.metadata
 import importlib.util
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FrameError, SquallError
 from pipelines.grid import Grid
+from pipelines.sources.content import check_size, decompressed
 
 LIBRARIES = ("gribberish", "eccodes")
 """What can unpack values, the preferred one first."""
@@ -66,6 +66,7 @@ class Message:
         to south and columns from west to east.
         """
         points, template = struct.unpack(">xI2xH", self.sections[3][:9])
+        check_size(points)
         if template != 0:
             raise _unusable("not a latitude-longitude grid", f"grid template 3.{template}", "3.0")
         earth, columns, rows, basic, parts, north, west, flags, dx, dy, scan = struct.unpack(
@@ -103,6 +104,8 @@ class Message:
         could is installed.
         """
         library = installed_library()
+        check_size(*struct.unpack(">xI", self.sections[3][:5]))
+        check_size(*struct.unpack(">I", self.sections[5][:4]))
         try:
             if library == "gribberish":
                 return self._values_by_gribberish()
@@ -147,7 +150,7 @@ def messages(content: bytes) -> Iterator[Message]:
         )
     if content.startswith(b"\x1f\x8b"):
         try:
-            content = gzip.decompress(content)
+            content = decompressed(content)
         except (OSError, EOFError, zlib.error) as error:
             raise unreadable(content, f"gzip: {error}") from error
     start = 0

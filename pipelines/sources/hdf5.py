@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,17 +15,23 @@ import h5py  # isort: skip
 from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
+from pipelines.sources.content import check_size
 
 
 @contextlib.contextmanager
 def open_hdf5(content: bytes) -> Iterator[h5py.File]:
-    """The file, open for reading. Any failure inside becomes a `FrameError`."""
+    """The file, open for reading. Any failure inside becomes a `FrameError`.
+
+    So does a file that leads to others (external links, external and virtual datasets): they would
+    be this machine's; and one with an array larger than any frame.
+    """
     if not content:
         raise FrameError(
             "empty file", found="0 bytes", expected="an HDF5 file", remedy="fetch the file again"
         )
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
+            _check(file)
             yield file
     except FrameError:
         raise
@@ -35,6 +42,32 @@ def open_hdf5(content: bytes) -> Iterator[h5py.File]:
             expected="a complete file of this source",
             remedy="fetch the file again; it may be truncated or of another source",
         ) from error
+
+
+def _check(file: h5py.File) -> None:
+    # The visitors return what they find: h5py does not let errors of theirs through unharmed.
+    if away := file.visititems_links(
+        lambda name, link: name if isinstance(link, h5py.ExternalLink) else None
+    ):
+        raise _leads_away(away, "an external link")
+    datasets: list[h5py.Dataset] = []
+    file.visititems(
+        lambda _, it: datasets.append(it) if isinstance(it, h5py.Dataset) else None,
+    )
+    for dataset in datasets:
+        if dataset.external or dataset.is_virtual:
+            raise _leads_away(dataset.name, "a dataset whose values are in other files")
+        for shape in (dataset.shape or (), dataset.chunks or ()):
+            check_size(*shape, itemsize=dataset.dtype.itemsize)
+
+
+def _leads_away(name: str, found: str) -> FrameError:
+    return FrameError(
+        "an HDF5 file that leads to other files",
+        found=f"{found} at {name}",
+        expected="all of a frame in its file",
+        remedy="copy it with `h5repack` where those files are, or report it to its provider",
+    )
 
 
 def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
@@ -61,16 +94,28 @@ def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
 def _inflate_chunks(dataset: h5py.Dataset) -> NDArray[Any]:
     isal_zlib = importlib.import_module("isal.isal_zlib")
     values = np.empty(dataset.shape, dataset.dtype)
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
     for inside in dataset.iter_chunks():
         skipped, content = dataset.id.read_direct_chunk(tuple(part.start for part in inside))
         try:
-            content = content if skipped else isal_zlib.decompress(content)
+            content = content if skipped else _inflated(isal_zlib, content, size)
         except isal_zlib.error as error:
             raise ValueError(f"broken chunk: {error}") from error
         chunk = np.frombuffer(content, dataset.dtype).reshape(dataset.chunks)
         # Chunks at the far edges reach beyond the dataset.
         values[inside] = chunk[tuple(slice(part.stop - part.start) for part in inside)]
     return values
+
+
+def _inflated(isal_zlib: Any, content: bytes, size: int) -> bytes:
+    """A chunk of `size` bytes; as with HDF5's own, its checksum has to be right."""
+    stream = isal_zlib.decompressobj()
+    made: bytes = stream.decompress(content, size + 1)
+    if not stream.eof:
+        made += stream.decompress(stream.unconsumed_tail, 1)
+    if not stream.eof or len(made) != size:
+        raise ValueError(f"broken chunk: not {size} bytes")
+    return made
 
 
 def text(value: object) -> str:

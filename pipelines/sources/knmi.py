@@ -16,7 +16,7 @@ import xarray as xr
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
 from pipelines.sources.base import FoundByName, frame
-from pipelines.sources.hdf5 import decoder, number, open_hdf5, text
+from pipelines.sources.hdf5 import decoder, number, open_hdf5, read_array, text
 from pipelines.units import rain_rate_from_accumulation
 
 NAME = re.compile(r"^RAD_NL\d+_.*_(?P<time>\d{12})\.h5$")
@@ -51,7 +51,7 @@ class Knmi(FoundByName):
                     remedy="use the RAP/RAC accumulation files",
                 )
             calibration = image["calibration"].attrs
-            stored = np.asarray(image["image_data"][()])
+            stored = read_array(image["image_data"])
             formula = FORMULA.search(text(calibration["calibration_formulas"]))
             if formula is None:
                 raise ValueError(f"calibration {text(calibration['calibration_formulas'])!r}")

@@ -52,6 +52,8 @@ class MeteoSwiss(FoundByName):
             with Image.open(io.BytesIO(content), formats=("GIF",)) as picture:
                 if picture.mode not in ("P", "L"):
                     raise ValueError(f"pixels of mode {picture.mode}, not palette indices")
+                if (picture.height, picture.width) != SHAPE:
+                    raise ValueError(f"{picture.height}×{picture.width} pixels, not {SHAPE}")
                 index = np.asarray(picture)
             grid = Grid.from_corner(LV03, WEST_M, NORTH_M, (PIXEL_M, PIXEL_M), SHAPE)
             return frame(

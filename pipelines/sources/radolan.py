@@ -23,7 +23,7 @@ import xarray as xr
 from pipelines.errors import FrameError
 from pipelines.grid import Grid
 from pipelines.sources.base import FoundByName, frame
-from pipelines.sources.content import decompressed, formats_library, reading
+from pipelines.sources.content import bounded, decompressed, formats_library, reading
 from pipelines.units import rain_rate_from_accumulation
 
 NAME = re.compile(
@@ -92,7 +92,7 @@ def _analysis(plain: bytes) -> bytes:
     with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
         name = next(name for name in archive.getnames() if name.endswith("_000"))
         member = archive.extractfile(name)
-        return member.read() if member else b""
+        return bounded(member) if member else b""
 
 
 def _grid(header: dict[str, Any]) -> Grid:

@@ -1,0 +1,1 @@
+"""Files of people who are mistaken, or worse."""

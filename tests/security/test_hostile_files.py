@@ -1,0 +1,250 @@
+"""Small files that claim, hold or lead to what no frame does are refused, in little memory."""
+
+import bz2
+import gzip
+import io
+import pickle
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from models import checkpoints
+from pipelines.decode import IngestSettings, read
+from pipelines.errors import FrameError
+from pipelines.sources import FrameFile, content, get_source
+from pipelines.sources.base import content_of
+from pipelines.sources.content import MOST_BYTES, decompressed
+from pipelines.times import now
+from tests.pipelines import test_fmi_pgm, test_knmi, test_mrms
+
+HUGE = 2**20
+"""Rows and columns of what would be a terabyte."""
+
+
+def refused(source, hostile, match):
+    with pytest.raises(FrameError, match=match):
+        read(hostile, IngestSettings(source=source))
+
+
+def changed(made, change):
+    """An HDF5 file, after a change."""
+    buffer = io.BytesIO(made)
+    with h5py.File(buffer, "r+") as file:
+        change(file)
+    return buffer.getvalue()
+
+
+def knmi(change):
+    return changed(test_knmi.composite(), change)
+
+
+def replaced(**how):
+    def change(file):
+        del file["image1/image_data"]
+        file["image1"].create_dataset("image_data", dtype="u2", **how)
+
+    return change
+
+
+def test_a_dataset_that_claims_to_be_huge():
+    huge = knmi(replaced(shape=(HUGE, HUGE), chunks=(64, 64)))
+    assert len(huge) < 20_000
+    refused("knmi", huge, "more than any radar frame")
+
+
+def test_a_chunk_that_claims_to_be_huge():
+    shape, most = (2, 3), (None, None)
+    huge = knmi(replaced(shape=shape, maxshape=most, chunks=(2**15, 2**15)))
+    refused("knmi", huge, "more than any radar frame")
+
+
+def test_a_chunk_that_inflates_to_more_than_it_is():
+    compressor = zlib.compressobj(9)
+    packed = b"".join(compressor.compress(bytes(2**20)) for _ in range(64)) + compressor.flush()
+
+    def change(file):
+        replaced(shape=(2, 3), chunks=(2, 3), compression="gzip")(file)
+        file["image1/image_data"].id.write_direct_chunk((0, 0), packed)
+
+    refused("knmi", knmi(change), "broken chunk")
+
+
+@pytest.mark.parametrize("kind", ["external link", "external data", "virtual data"])
+def test_a_file_that_leads_to_another_of_this_machine(tmp_path, kind):
+    other = tmp_path / "secret.h5"
+    other.write_bytes(test_knmi.composite())
+    raw = tmp_path / "raw"
+    raw.write_bytes(bytes(12))
+
+    def change(file):
+        del file["image1/image_data"]
+        if kind == "external link":
+            file["image1/image_data"] = h5py.ExternalLink(str(other), "/image1/image_data")
+        elif kind == "external data":
+            where = [(str(raw), 0, 12)]
+            file["image1"].create_dataset("image_data", (2, 3), "u2", external=where)
+        else:
+            layout = h5py.VirtualLayout((2, 3), "u2")
+            layout[:] = h5py.VirtualSource(str(other), "/image1/image_data", (2, 3), "u2")
+            file["image1"].create_virtual_dataset("image_data", layout)
+
+    leads_away = knmi(change)
+    (tmp_path / "a.h5").write_bytes(leads_away)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["image1/image_data"].shape == (2, 3), "h5py alone goes there"
+    refused("knmi", leads_away, "leads to other files")
+
+
+@pytest.mark.parametrize("source", ["cf", "bom"])
+def test_a_netcdf_file_that_claims_to_be_huge(source):
+    pytest.importorskip("h5netcdf")
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        file.create_dataset("rain", (HUGE, HUGE), "f4", chunks=(64, 64))
+    refused(source, buffer.getvalue(), "more than any radar frame")
+
+
+def test_a_grib_message_that_claims_to_be_huge():
+    message = bytearray(test_mrms.message())
+    start = message.index(struct.pack(">IB", 72, 3))  # section 3: the grid
+    message[start + 6 : start + 10] = struct.pack(">I", 2**32 - 1)
+    refused("mrms", bytes(message), "more than any radar frame")
+
+
+def test_a_pgm_that_claims_to_be_huge():
+    plain = test_fmi_pgm.composite()
+    size = b"\n3 2\n"
+    assert size in plain
+    refused("fmi-pgm", plain.replace(size, b"\n99999 99999\n"), "more than any|decompression bomb")
+
+
+def test_a_pgm_that_is_another_kind_of_picture():
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(buffer, "PNG")
+    refused("fmi-pgm", buffer.getvalue(), "PGM")
+
+
+def test_a_gif_that_claims_to_be_huge():
+    head = b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0xF7, 0, 0) + bytes(768)
+    picture = b"," + struct.pack("<HHHHB", 0, 0, 65535, 65535, 0) + b"\x08\x02\x4c\x01\x00;"
+    refused("meteoswiss", head + picture, "pixels|bomb")
+
+
+def test_a_geotiff_that_claims_to_be_huge():
+    rasterio = pytest.importorskip("rasterio")
+    from tests.pipelines import test_fmi_geotiff
+
+    how = {"driver": "GTiff", "dtype": "uint8", "count": 1, "width": 2**17, "height": 2**17}
+    how |= {"crs": "EPSG:3067", "transform": rasterio.Affine(250.0, 0, 0, 0, -250.0, 0)}
+    with rasterio.MemoryFile() as memory:
+        with memory.open(**how, sparse_ok=True, compress="deflate", bigtiff="no") as file:
+            file.update_tags(GDAL_METADATA=test_fmi_geotiff.METADATA)
+        huge = bytes(memory.getbuffer())
+    assert len(huge) < 5_000_000
+    refused("fmi-geotiff", huge, "more than any radar frame")
+
+
+# Compression: measured in a process that may not have the memory ---------------------------------
+
+
+@pytest.fixture(scope="module")
+def bombs():
+    """16 GiB of zeros in about 16 MiB of gzip, and less of bzip2."""
+    member = gzip.compress(bytes(2**28), 9)
+    return {"gzip": member * 64, "bzip2": bz2.compress(bytes(2**28)) * 64}
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2"])
+def test_a_bomb_does_not_go_off(tmp_path, bombs, kind):
+    path = tmp_path / "bomb"
+    path.write_bytes(bombs[kind])
+    code = f"""
+        import pathlib, resource
+        from pipelines.errors import FrameError
+        from pipelines.sources.content import MOST_BYTES, decompressed
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        try:
+            decompressed(pathlib.Path({str(path)!r}).read_bytes())
+        except FrameError:
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(told) < 3 * MOST_BYTES, "some copies of what is admitted, not 16 GiB"
+
+
+def test_what_is_within_the_limit_is_whole(monkeypatch):
+    monkeypatch.setattr(content, "MOST_BYTES", 1000)
+    whole = bytes(range(250)) * 4
+    assert decompressed(gzip.compress(whole[:500]) + gzip.compress(whole[500:])) == whole
+    assert decompressed(bz2.compress(whole)) == whole
+    with pytest.raises(FrameError, match="more than 1000 bytes"):
+        decompressed(gzip.compress(whole + b"1"))
+
+
+def test_a_sparse_member_of_a_tar_file(monkeypatch):
+    pytest.importorskip("wradlib")
+    monkeypatch.setattr(content, "MOST_BYTES", 1000)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("DE1200_RV2406010050_000")
+        member.size = 2000
+        archive.addfile(member, io.BytesIO(bytes(2000)))
+    refused("radolan", buffer.getvalue(), "more than 1000 bytes")
+
+
+def test_a_file_too_large_to_be_one_is_not_even_fetched(tmp_path):
+    path = tmp_path / "RAD_NL25_RAP_5min_201008260000.h5"
+    with path.open("wb") as file:
+        file.truncate(MOST_BYTES + 1)  # sparse: it takes no room
+    found = FrameFile(now(), now(), str(path), path.stat().st_size)
+    with pytest.raises(FrameError, match="more than any radar frame"):
+        content_of(get_source("knmi"), found)
+
+
+# Pickles -----------------------------------------------------------------------------------------
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoint_runs_no_code(tmp_path):
+    import torch
+
+    mark = tmp_path / "it ran"
+    buffer = io.BytesIO()
+    torch.save({"epoch": Evil(mark)}, buffer)
+    pickle.loads(pickle.dumps(Evil(mark)))
+    assert mark.exists(), "as it would"
+    mark.unlink()
+    evil = checkpoints.Checkpoint(1, checkpoints._digest(buffer.getvalue()))
+    (tmp_path / evil.name).write_bytes(buffer.getvalue())
+    with pytest.raises(Exception, match=r"[Ww]eights.only|Unsupported"):
+        checkpoints.read(str(tmp_path), evil)
+    assert not mark.exists()
+
+
+def test_no_reader_of_ours_unpickles():
+    """But for `models.parcel`: what processes of one run hand each other."""
+    root = Path(__file__).parents[2]
+    sources = [*(root / "pipelines").rglob("*.py"), *(root / "models").rglob("*.py")]
+    texts = {path.stem: path.read_text() for path in [*sources, *(root / "flows").rglob("*.py")]}
+    assert [name for name, text in texts.items() if "import pickle" in text] == ["parcel"]
+    text = "\n".join(texts.values())
+    assert text.count("torch.load(") == text.count("weights_only=True") > 0
+    assert text.count("np.load(") == text.count("allow_pickle=False") > 0
