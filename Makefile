@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check lint format stack stack-down demo-stack lock clean
+.PHONY: demo test check lint format audit stack stack-down demo-stack lock clean
 
 # The main job. Real files: make demo ARCHIVE=DIR SOURCE=knmi
 demo: $(READY)
@@ -49,6 +49,12 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" -c constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+# Known weaknesses of what is locked, and the licences of it. Fails where nobody can be asked.
+audit: $(READY)
+	$(BIN)/uv tool run pip-audit --strict --no-deps --disable-pip --progress-spinner off -r constraints.txt
+	$(BIN)/python -m infra.licences
+	git diff --exit-code infra/licences.md
 
 # Writes constraints.txt anew from what pyproject.toml admits today.
 lock:
