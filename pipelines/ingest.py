@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 COMMIT_FRAMES = 24
 """Frames per commit of manifest and status."""
+HUNG_S = 300.0
+"""A file that a worker has read for so long will not be read: some broken HDF5 files hang HDF5."""
 
 
 @dataclass
@@ -240,6 +242,7 @@ def _run(
         workers=settings.workers,
         scheduler=settings.scheduler,
         on_death=give_up,
+        deadline_s=HUNG_S,
     )
     with contextlib.closing(results), bar(len(tasks), "ingest", "frame", shown=progress) as shown:
         for result in results:

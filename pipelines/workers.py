@@ -1,6 +1,7 @@
 """Many independent tasks: here, on local Dask workers, or on a Dask scheduler."""
 
 import contextlib
+import faulthandler
 import itertools
 import logging
 import os
@@ -71,13 +72,15 @@ def run_parallel(
     workers: int,
     scheduler: str | None = None,
     on_death: Callable[..., Result] | None = None,
+    deadline_s: float | None = None,
 ) -> Generator[Result, None, None]:
     """Results of `function(*task)` for every task, as they come, in any order.
 
     h5py holds one lock per process, so local workers are processes of one thread each. A task is
     tried three times; what it raises then ends the iteration. A task whose worker dies every time
     gives `on_death(*task)` instead, where that is given; those that went with it run again, one
-    at a time. Close the iterator to end early.
+    at a time. So it is with a task that takes longer than `deadline_s`: its worker's log says where
+    it was. In this process there is no deadline. Close the iterator to end early.
     """
     if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
         for task in tasks:
@@ -94,8 +97,11 @@ def run_parallel(
         waiting = iter([tasks[k : k + size] for k in range(0, len(tasks), size)])
         handed_out: dict[Any, list[tuple[Any, ...]]] = {}
 
+        def submit(batch: list[tuple[Any, ...]]) -> Any:
+            return client.submit(_each, function, batch, deadline_s, pure=False, retries=2)
+
         def hand_out(batches: Iterable[list[tuple[Any, ...]]]) -> list[Any]:
-            made = {client.submit(_each, function, b, pure=False, retries=2): b for b in batches}
+            made = {submit(b): b for b in batches}
             handed_out.update(made)
             return list(made)
 
@@ -123,5 +129,15 @@ def run_parallel(
             yield result
 
 
-def _each(function: Callable[..., Result], tasks: list[tuple[Any, ...]]) -> list[Result]:
-    return [function(*task) for task in tasks]
+def _each(
+    function: Callable[..., Result], tasks: list[tuple[Any, ...]], deadline_s: float | None
+) -> list[Result]:
+    results = []
+    for task in tasks:
+        if deadline_s is not None:  # by a thread of C's: a library may hang with Python's lock
+            faulthandler.dump_traceback_later(deadline_s, exit=True)
+        try:
+            results.append(function(*task))
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+    return results

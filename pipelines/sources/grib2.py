@@ -202,13 +202,17 @@ def _message(content: bytes, start: int) -> Message:
 
 
 def _sections(content: bytes, start: int, end: int) -> dict[int, bytes]:
-    """Bodies of sections 1 to 6; 7 holds the values."""
+    """Bodies of the first sections 1 to 6; 7 holds the values.
+
+    All are walked to the end: libraries that go by their lengths would not come out of some.
+    """
     sections: dict[int, bytes] = {}
-    while start < end and 6 not in sections:
+    while start < end:
         length, section = struct.unpack(">IB", content[start : start + 5])
         if length < 5 or start + length > end:
             raise ValueError(f"section {section} of {length} bytes")
-        sections[section] = content[start + 5 : start + length]
+        if section < 7:
+            sections.setdefault(section, content[start + 5 : start + length])
         start += length
     return sections
 

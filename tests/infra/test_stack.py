@@ -18,13 +18,11 @@ from infra.stack.processes import end, process_of
 from pipelines.errors import SquallError
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        "LONG_TESTS" not in os.environ,
-        reason="eight minutes of a machine of its own: set LONG_TESTS=1",
-    ),
-]
+pytestmark = pytest.mark.slow
+long = pytest.mark.skipif(
+    "LONG_TESTS" not in os.environ,
+    reason="minutes of waiting for servers to come back: set LONG_TESTS=1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +137,7 @@ def running(stack):
     return psutil.Process(process_of(stack.folder, "worker").pid).children(recursive=True)
 
 
+@long
 @pytest.mark.parametrize("name", ["postgres", "prefect"])
 def test_a_database_or_server_that_restarts_is_found_again(stack, part, more_frames, name):
     label = more_frames()
@@ -151,6 +150,7 @@ def test_a_database_or_server_that_restarts_is_found_again(stack, part, more_fra
     look_until(stack, label)
 
 
+@long
 def test_a_worker_that_is_killed_with_its_run_blocks_nothing(stack, part, more_frames):
     label = more_frames()
     look(stack)
@@ -176,6 +176,7 @@ TRAINING = (
 """As little as can be."""
 
 
+@long
 def test_a_ray_head_that_is_gone_is_said_and_found_again(stack, part, forecast):
     end(stack.folder, "ray")
     submit = ("squall", "train", "--submit", stack.url("ray-dashboard"))

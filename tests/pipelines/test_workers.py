@@ -1,5 +1,6 @@
 """Many tasks at once: each once, whatever the order, and what goes wrong comes out."""
 
+import ctypes
 import os
 
 import pytest
@@ -44,6 +45,20 @@ def die_of_seven(number):
     if number == 7:
         os._exit(1)
     return number
+
+
+def hang_at_seven(number):
+    if number == 7:
+        ctypes.PyDLL(None).sleep(600)  # as a library does that never comes back, nor gives way
+    return number
+
+
+@pytest.mark.slow
+def test_a_task_that_never_ends_takes_no_other_with_it():
+    tasks = [(number,) for number in range(BATCH * AHEAD)]
+    how = {"workers": 2, "on_death": lambda number: -number, "deadline_s": 1.0}
+    results = list(run_parallel(hang_at_seven, tasks, **how))
+    assert sorted(results) == sorted([-7, *(n for (n,) in tasks if n != 7)])
 
 
 @pytest.mark.slow
