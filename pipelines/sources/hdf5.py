@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import math
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ def open_hdf5(content: bytes) -> Iterator[h5py.File]:
             "empty file", found="0 bytes", expected="an HDF5 file", remedy="fetch the file again"
         )
     try:
+        _check_heaps(content)
         with h5py.File(io.BytesIO(content), "r") as file:
             _check(file)
             yield file
@@ -59,6 +61,25 @@ def _check(file: h5py.File) -> None:
             raise _leads_away(dataset.name, "a dataset whose values are in other files")
         for shape in (dataset.shape or (), dataset.chunks or ()):
             check_size(*shape, itemsize=dataset.dtype.itemsize)
+
+
+def _check_heaps(content: bytes) -> None:
+    """Raise where HDF5 would never come out of a global heap: free space of no size.
+
+    A collection is "GCOL", a version, its size, then objects: index, two fields, size, content; an
+    object without an index is free space, and is as large as it says (HDF5 File Format
+    Specification 3.0, III.E).
+    """
+    start = -1
+    while (start := content.find(b"GCOL\x01\0\0\0", start + 1)) >= 0:
+        (size,) = struct.unpack("<Q", content[start + 8 : start + 16].ljust(8, b"\0"))
+        at, end = start + 16, min(start + size, len(content))
+        while at + 16 <= end:
+            index, length = struct.unpack("<H6xQ", content[at : at + 16])
+            step = 16 + -(-length // 8) * 8 if index else length
+            if step == 0:
+                raise ValueError(f"a global heap with nothing at byte {at}")
+            at += step
 
 
 def _leads_away(name: str, found: str) -> FrameError:

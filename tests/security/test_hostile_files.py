@@ -154,6 +154,17 @@ def test_a_geotiff_that_claims_to_be_huge():
     refused("fmi-geotiff", huge, "more than any radar frame")
 
 
+def test_a_heap_that_hdf5_never_comes_out_of():
+    """Names of dimensions lie in it; found by the fuzzer."""
+    pytest.importorskip("h5netcdf")
+    from tests.pipelines import test_bom
+
+    good = test_bom.rainfields()
+    start = good.index(b"GCOL") + 16
+    read(good, IngestSettings(source="bom"))
+    refused("bom", good[:start] + bytes(16) + good[start + 16 :], "a global heap with nothing")
+
+
 # Compression: measured in a process that may not have the memory ---------------------------------
 
 
