@@ -64,7 +64,7 @@ def _check(file: h5py.File) -> None:
 
 
 def _check_heaps(content: bytes) -> None:
-    """Raise where HDF5 would never come out of a global heap: free space of no size.
+    """Raise where HDF5 might never come out of a global heap: things of no size, or beyond its end.
 
     A collection is "GCOL", a version, its size, then objects: index, two fields, size, content; an
     object without an index is free space, and is as large as it says (HDF5 File Format
@@ -77,8 +77,8 @@ def _check_heaps(content: bytes) -> None:
         while at + 16 <= end:
             index, length = struct.unpack("<H6xQ", content[at : at + 16])
             step = 16 + -(-length // 8) * 8 if index else length
-            if step == 0:
-                raise ValueError(f"a global heap with nothing at byte {at}")
+            if not 0 < step <= end - at:
+                raise ValueError(f"a global heap with {step} bytes at byte {at} of {end}")
             at += step
 
 
