@@ -66,7 +66,6 @@ class Message:
         to south and columns from west to east.
         """
         points, template = struct.unpack(">xI2xH", self.sections[3][:9])
-        check_size(points)
         if template != 0:
             raise _unusable("not a latitude-longitude grid", f"grid template 3.{template}", "3.0")
         earth, columns, rows, basic, parts, north, west, flags, dx, dy, scan = struct.unpack(
@@ -104,8 +103,6 @@ class Message:
         could is installed.
         """
         library = installed_library()
-        check_size(*struct.unpack(">xI", self.sections[3][:5]))
-        check_size(*struct.unpack(">I", self.sections[5][:4]))
         try:
             if library == "gribberish":
                 return self._values_by_gribberish()
@@ -198,6 +195,8 @@ def _message(content: bytes, start: int) -> Message:
         sections[3][66], sections[5][3], sections[6][0]  # as long as they are read
     except (struct.error, LookupError, ValueError) as error:
         raise unreadable(content, f"{type(error).__name__}: {error}") from error
+    check_size(*struct.unpack(">xI", sections[3][:5]))  # pixels of the grid
+    check_size(*struct.unpack(">I", sections[5][:4]))  # values that are packed
     return Message(content, start, end, (discipline, category, number), time, sections)
 
 

@@ -122,8 +122,9 @@ def outcome(name: str, number: int, good: xr.DataArray) -> str:
     try:
         frame = read(content, IngestSettings(source=source))
         Grid.of(frame)
-    except SquallError:
-        return "refused"
+    except SquallError as error:
+        memory = isinstance(error.__cause__, MemoryError)
+        return "WRONG out of memory" if memory else "refused"
     except BaseException as error:
         return f"WRONG {type(error).__name__}: {error}"
     values = frame.values
