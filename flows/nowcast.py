@@ -25,7 +25,7 @@ from models.rounds import (
 from models.shadowing import Shadows, ShadowSettings
 from pipelines.archive import Archive, archive_url
 from pipelines.forecasts import ensemble_mean, open_forecast
-from pipelines.ingest import IngestSettings
+from pipelines.ingest import IngestSettings, warm_up
 from pipelines.pictures import forecast_picture
 from pipelines.progress import bar
 from pipelines.times import utc
@@ -93,6 +93,8 @@ def nowcast(
 def service_of(settings: Settings) -> Iterator[Service]:
     """The service that the settings describe, its steps as Prefect tasks."""
     model = settings.nowcast.model or settings.product
+    if settings.ingest.location is not None:
+        warm_up()
     with (
         Nowcaster(settings.root, model, settings.nowcast) as nowcaster,
         Shadows(settings.root, nowcaster, settings.shadow) as shadows,

@@ -24,7 +24,6 @@ import signal
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +36,8 @@ import pandas as pd
 import xarray as xr
 
 from models.forecaster import Forecaster
-from models.parcel import Parcel, as_sendable
-from pipelines.errors import SquallError
+from models.parcel import Parcel
+from pipelines.errors import Failure, SquallError
 from pipelines.workers import keeping_memory
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -89,14 +88,6 @@ class About:
             str(next(model.network.parameters()).device) if model else "cpu",
             os.getpid(),
         )
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What a child's forecaster raised, and where."""
-
-    error: Exception
-    trace: str
 
 
 @dataclass(frozen=True)
@@ -288,9 +279,8 @@ class Isolated:
                 remedy="give it more time (timeout_s), more threads or a smaller network; "
                 + ("it starts anew at its next use" if end else "it goes on loading"),
             )
-        if isinstance(message, _Failure):
-            message.error.add_note(f"In the forecaster's process:\n{message.trace}")
-            raise message.error
+        if isinstance(message, Failure):
+            message.again("the forecaster's process")
         return message
 
     def _died(self, child: _Child, doing: str) -> ForecasterDiedError:
@@ -345,13 +335,12 @@ def _serve(
 
 
 def _try(work: Callable[[], Any], limit_s: float) -> Any:
-    """What it returns, or a `_Failure`. After `limit_s` seconds this process is over."""
+    """What it returns, or a `Failure`. After `limit_s` seconds this process is over."""
     faulthandler.dump_traceback_later(limit_s, exit=True)
     try:
         return work()
     except Exception as error:
-        trace = "".join(traceback.format_exception(error))
-        return _Failure(as_sendable(error), trace)
+        return Failure.of(error)
     finally:
         faulthandler.cancel_dump_traceback_later()
 

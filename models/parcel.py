@@ -53,16 +53,3 @@ class Parcel:
             mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else b""
         memory = memoryview(mapped)
         return pickle.loads(self.head, buffers=[memory[at : at + n] for at, n in self.spans])
-
-
-def as_sendable(error: Exception) -> Exception:
-    """The error itself, or a `RuntimeError` that says the same where it does not survive a pickle.
-
-    An exception whose constructor wants other arguments than its text can be pickled, and then not
-    be read.
-    """
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # it may run any code
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error

@@ -4,8 +4,12 @@ Every one is a `ValueError` whose text is one line, so that a command can print 
 """
 
 import difflib
+import pickle
 import re
+import traceback
 from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
 
 CREDENTIAL = re.compile(r"(://[^/\s@:]*):[^/\s@]+@")
 """A password in a URL."""
@@ -90,3 +94,27 @@ class UnknownNameError(SquallError):
             expected="one of " + ", ".join(known),
             remedy=remedy,
         )
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What was raised in a process, and where, on its way to another process."""
+
+    error: Exception
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> "Failure":
+        """It can be pickled; an error that does not survive that is a `RuntimeError` that says the
+        same (one whose constructor wants other arguments than its text cannot be read again)."""
+        trace = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # it may run any code
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        return cls(error, trace)
+
+    def again(self, where: str) -> NoReturn:
+        """Raise the error here, with a note of where it was raised first."""
+        self.error.add_note(f"In {where}:\n{self.trace}")
+        raise self.error

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from pipelines.errors import FrameError
 
 CRS_VARIABLE = "crs"
+MOST_PIXELS = 2**26
+"""No grid has more: MRMS, the largest that is read here, has 24.5 million."""
 KM_A_DEGREE = 111.2
 SAME_WITHIN_M = 1.0
 SAME_WITHIN_DEGREES = 1e-6
@@ -50,11 +52,20 @@ class Grid:
     ) -> "Grid":
         """The grid of `shape` (y, x) whose outer upper-left corner is (west, north).
 
-        `pixel` is its width and height, all in metres or, for a geographic `crs`, degrees.
+        `pixel` is its width and height, all in metres or, for a geographic `crs`, degrees. Raises
+        `FrameError` where there are more than `MOST_PIXELS`, or more rows or columns than that.
         """
+        rows, columns = shape
+        if max(rows, 1) * max(columns, 1) > MOST_PIXELS:
+            raise FrameError(
+                "a grid larger than any radar frame's",
+                found=f"{rows}×{columns} pixels",
+                expected=f"at most {MOST_PIXELS} pixels",
+                remedy="fetch the file again; if it repeats, report it to its provider",
+            )
         dx, dy = pixel
-        x = west + dx * (np.arange(shape[1], dtype=np.float64) + 0.5)
-        y = north - dy * (np.arange(shape[0], dtype=np.float64) + 0.5)
+        x = west + dx * (np.arange(columns, dtype=np.float64) + 0.5)
+        y = north - dy * (np.arange(rows, dtype=np.float64) + 0.5)
         return cls(pyproj.CRS(crs).to_wkt(), x, y)
 
     @cached_property

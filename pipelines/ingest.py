@@ -19,23 +19,23 @@ import pandas as pd
 
 from pipelines import storage
 from pipelines.archive import Archive, Status, create
-from pipelines.decode import IngestSettings, decoder, like, plausible_period
+from pipelines.decode import IngestSettings, decoder, plausible_period
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
+from pipelines.grid import Grid
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.progress import bar
-from pipelines.slot import SlotResult, give_up, ingest_slot
+from pipelines.slot import SlotResult, give_up, ingest_slot, look, look_away
 from pipelines.sources import FrameFile, get_source
-from pipelines.sources.base import content_of
 from pipelines.times import time_text, utc
-from pipelines.workers import run_parallel
+from pipelines.workers import get_ready, run_parallel
 
 log = logging.getLogger(__name__)
 
 COMMIT_FRAMES = 24
 """Frames per commit of manifest and status."""
 HUNG_S = 300.0
-"""A file that a worker has read for so long will not be read: some broken HDF5 files hang HDF5."""
+"""A file that has been read for so long will not be read: some broken HDF5 files hang HDF5."""
 
 
 @dataclass
@@ -56,6 +56,11 @@ class IngestReport:
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {outcome}" for outcome, n in sorted(self.outcomes.items()))
         return f"{self.found} files: {counts or 'nothing new'}, {self.settled} already settled"
+
+
+def warm_up() -> None:
+    """Have what reads files made ready, while the caller does other things."""
+    get_ready(ingest_slot)
 
 
 def arrival(file: FrameFile, history_after: pd.Timedelta) -> pd.Timestamp:
@@ -119,20 +124,23 @@ def _ingest(
 def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> Archive:
     """An archive on the grid of the first readable file, with whole days of slots."""
     source = get_source(settings.source)
+    seen: tuple[Grid, dict[str, str]] | FrameError | None = None
     problems = []
-    for file in files:
-        try:
-            grid, told = like(content_of(source, file), settings)
-            break
-        except FrameError as error:
-            problems.append(error)
-    else:
+    tasks = [(file, settings) for file in files]
+    looks = run_parallel(look, tasks, workers=1, on_death=look_away, deadline_s=HUNG_S)
+    with contextlib.closing(looks):
+        for seen in looks:
+            if not isinstance(seen, FrameError):
+                break
+            problems.append(seen)
+    if seen is None or isinstance(seen, FrameError):
         raise NoFramesError(
             f"no readable {source.name} frame",
             found=f"{len(files)} file(s), the first: {problems[0] if problems else 'none'}",
             expected="at least one complete file",
             remedy="check that the source is right (`squall sources`) and the files are whole",
         )
+    grid, told = seen
     times = pd.DatetimeIndex(sorted({file.valid_time for file in files}))
     times = times[times.slice_indexer(*plausible_period(settings))]
     if len(times) == 0:

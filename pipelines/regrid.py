@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipelines.errors import SquallError
-from pipelines.grid import CRS_VARIABLE, Grid, check_shape
+from pipelines.grid import CRS_VARIABLE, MOST_PIXELS, Grid, check_shape
 from pipelines.overlap import edges, overlap
 from pipelines.section import Section
 
@@ -37,8 +37,6 @@ ROUNDING = 1e-6
 """A fraction that is short by rounding only is reached."""
 ALIGNED = 1e-3
 """Grids whose pixels lie on each other within this part of a pixel need no reprojection."""
-LARGEST_PIXELS = 1 << 28
-"""A larger target is a slip in units: metres for degrees, or the other way round."""
 
 
 class RegridSettings(Section):
@@ -328,11 +326,11 @@ def _outline(source: Grid, crs: pyproj.CRS, pixel: float) -> Bounds:
 def _sensible(
     crs: pyproj.CRS, west: float, north: float, pixel: tuple[float, float], shape: tuple[int, int]
 ) -> Grid:
-    if min(shape) < 2 or shape[0] * shape[1] > LARGEST_PIXELS:
+    if min(shape) < 2 or shape[0] * shape[1] > MOST_PIXELS:  # metres taken for degrees, or so
         raise SquallError(
             "a target grid of no sensible size",
             found=f"{shape[0]}×{shape[1]} pixels of {pixel[0]:g}",
-            expected=f"2×2 to {LARGEST_PIXELS} pixels",
+            expected=f"2×2 to {MOST_PIXELS} pixels",
             remedy="give pixel and bounds in the target's units: metres, or degrees",
         )
     return Grid.from_corner(crs, west, north, pixel, shape)

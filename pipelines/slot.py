@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from pipelines.archive import Status, opened
-from pipelines.decode import Decoded, IngestSettings, decode, decoder
+from pipelines.decode import Decoded, IngestSettings, decode, decoder, like
 from pipelines.errors import FrameError, GridMismatchError
+from pipelines.grid import Grid
 from pipelines.manifest import ManifestRow, frame_row
 from pipelines.sources import FrameFile, get_source
 from pipelines.sources.base import content_of
@@ -90,12 +91,7 @@ def give_up(
     previous: list[ManifestRow],
 ) -> SlotResult:
     """The result of a slot whose files end the process that reads them: bad, and what was stays."""
-    error = FrameError(
-        "reading it ends the process",
-        found="a worker that died three times",
-        expected="a file that can be read, in the memory that a worker has",
-        remedy="look at the file and at the workers' memory",
-    )
+    error = _deadly()
     rows = []
     for file in files:
         row = replace(_row(file, settings), outcome="bad", error=str(error))
@@ -106,6 +102,28 @@ def give_up(
     status = Status[frame.outcome.upper()] if frame else Status.BAD
     errors = tuple(f"{file.name}: {error}" for file in files)
     return SlotResult(files[0].valid_time, rows, status, errors=errors)
+
+
+def look(file: FrameFile, settings: IngestSettings) -> tuple[Grid, dict[str, str]] | FrameError:
+    """What an archive of frames like a file's is made with (`like`), or why it is no frame."""
+    try:
+        return like(_read(file, settings), settings)
+    except FrameError as error:
+        return error
+
+
+def look_away(file: FrameFile, settings: IngestSettings) -> FrameError:
+    """The same of a file that ends the process that reads it."""
+    return _deadly()
+
+
+def _deadly() -> FrameError:
+    return FrameError(
+        "reading it ends the process",
+        found="one that died, or had to be ended because it did not come back",
+        expected="a file that can be read, in the memory that a worker has",
+        remedy="look at the file and at the workers' memory",
+    )
 
 
 def _read(file: FrameFile, settings: IngestSettings) -> bytes:

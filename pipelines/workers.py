@@ -1,17 +1,27 @@
-"""Many independent tasks: here, on local Dask workers, or on a Dask scheduler."""
+"""Many independent tasks: here, in a process beside, on local Dask workers, or on a scheduler."""
 
+import atexit
 import contextlib
 import faulthandler
 import itertools
 import logging
+import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Any, TypeVar
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar, cast
+
+from pipelines.errors import Failure
 
 Result = TypeVar("Result")
 
-INLINE_TASKS = 3
-"""Up to so many tasks run in this process: starting workers would take longer."""
+FEW_TASKS = 3
+"""Up to so many tasks run one after another: starting Dask workers would take longer."""
+ATTEMPTS = 3
+"""So often a task is tried that ends its process before its time."""
 AHEAD = 8
 """Batches handed out per worker: enough to keep it busy, however many there are in all."""
 BATCH = 8
@@ -76,15 +86,21 @@ def run_parallel(
 ) -> Generator[Result, None, None]:
     """Results of `function(*task)` for every task, as they come, in any order.
 
-    h5py holds one lock per process, so local workers are processes of one thread each. A task is
-    tried three times; what it raises then ends the iteration. A task whose worker dies every time
-    gives `on_death(*task)` instead, where that is given; those that went with it run again, one
-    at a time. So it is with a task that takes longer than `deadline_s`: its worker's log says where
-    it was. In this process there is no deadline. Close the iterator to end early.
+    Few tasks, or one worker: one after another, in this process; or, with `deadline_s`, in one
+    beside this, since a task that takes longer is to be ended and a process with it. Else on Dask
+    workers. h5py holds one lock per process, so local ones are processes of one thread each.
+
+    What a task raises ends the iteration; Dask tries three times before. One that ends its process
+    three times, or takes too long, gives `on_death(*task)` instead, where that is given (with a
+    deadline it has to be); on Dask, those that went with it run again, one at a time. The log of
+    what was ended for its time says where it was. Close the iterator to end early.
     """
-    if scheduler is None and (len(tasks) <= INLINE_TASKS or workers == 1):
-        for task in tasks:
-            yield function(*task)
+    if scheduler is None and (len(tasks) <= FEW_TASKS or workers == 1):
+        if deadline_s is None:
+            yield from (function(*task) for task in tasks)
+        else:
+            assert on_death is not None
+            yield from (_do_beside(function, task, on_death, deadline_s) for task in tasks)
         return
     from distributed import Client, KilledWorker, as_completed
 
@@ -141,3 +157,113 @@ def _each(
         finally:
             faulthandler.cancel_dump_traceback_later()
     return results
+
+
+# Processes beside --------------------------------------------------------------------------------
+
+
+class _Process:
+    """A process that does one task after another, until this one ends or has no more for it.
+
+    It is none of `multiprocessing`'s, which import a script's main module anew in every process.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._pipe, its_end = multiprocessing.Pipe()
+        with keeping_memory(), its_end:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", START.format(module, its_end.fileno())],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                pass_fds=[its_end.fileno()],
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C is its parent's to answer
+            )
+        self._ready = False
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def do(self, function: Callable[..., Any], task: tuple[Any, ...], deadline_s: float) -> Any:
+        """The result, or a `Failure`; `EOFError` where the process ends over it."""
+        if not self._ready:
+            try:
+                self._ready = self._pipe.recv()
+            except EOFError:
+                raise RuntimeError(
+                    f"a process beside this one did not start (exit {self._process.wait()}); "
+                    "its last words are in the log above"
+                ) from None
+        try:
+            self._pipe.send((function, task, deadline_s, dict(os.environ)))
+            return self._pipe.recv()
+        except OSError as error:
+            raise EOFError from error
+
+    def end(self) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+
+START = "import {}; from pipelines.workers import work; work({})"
+_idle: list[_Process] = []
+os.register_at_fork(after_in_child=_idle.clear)  # they are its parent's
+
+
+def get_ready(function: Callable[..., Any]) -> None:
+    """Have a process beside this one import what `function` needs, while other things are done."""
+    if not _idle:
+        _idle.append(_Process(function.__module__))
+
+
+@atexit.register
+def _end_idle() -> None:
+    while _idle:
+        _idle.pop().end()
+
+
+def _do_beside(
+    function: Callable[..., Result],
+    task: tuple[Any, ...],
+    on_death: Callable[..., Result],
+    deadline_s: float,
+) -> Result:
+    """The result of a task, from a process beside this one that is used again if it lives on."""
+    began = time.monotonic()
+    for _ in range(ATTEMPTS):
+        process = _idle.pop() if _idle else _Process(function.__module__)
+        if not process.alive:
+            process.end()
+            process = _Process(function.__module__)
+        try:
+            result = process.do(function, task, deadline_s)
+        except EOFError:
+            process.end()
+            if time.monotonic() - began >= deadline_s:
+                break
+            continue
+        except BaseException:  # interrupted: a later answer would be taken for that to the next
+            process.end()
+            raise
+        _idle.append(process)
+        if isinstance(result, Failure):
+            result.again("a process beside this one")
+        return cast(Result, result)
+    return on_death(*task)
+
+
+def work(pipe_fd: int) -> None:
+    """What such a process does, until its parent closes the pipe or is no more."""
+    pipe = Connection(pipe_fd)
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send(True)
+        while True:
+            function, task, deadline_s, environment = pipe.recv()
+            os.environ.clear()
+            os.environ.update(environment)
+            try:
+                (result,) = _each(function, [task], deadline_s)
+            except Exception as error:
+                result = Failure.of(error)
+            pipe.send(result)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from pipelines.errors import FrameError, SquallError
+from pipelines.grid import MOST_PIXELS
 
 READING_ERRORS = (
     *(OSError, EOFError, LookupError, ValueError, TypeError, AttributeError),
@@ -22,8 +23,6 @@ READING_ERRORS = (
 )
 """What readers of formats raise on broken files (Pillow: SyntaxError; pyproj: RuntimeError)."""
 
-MOST_PIXELS = 2**26
-"""No frame has more: MRMS, the largest that is read here, has 24.5 million."""
 MOST_BYTES = 8 * MOST_PIXELS
 """No file of a frame is larger, nor becomes larger by decompressing, nor holds a larger array."""
 
@@ -67,7 +66,7 @@ def bounded(file: IO[bytes] | gzip.GzipFile | bz2.BZ2File) -> bytes:
 
 def check_size(*shape: int, itemsize: int = 8) -> None:
     """Raise `FrameError` where an array of this shape is larger than `MOST_BYTES`."""
-    if math.prod(shape) * itemsize > MOST_BYTES:
+    if math.prod(max(1, length) for length in shape) * itemsize > MOST_BYTES:
         raise too_large(f"{'×'.join(map(str, shape))} values of {itemsize} bytes")
 
 

@@ -47,7 +47,7 @@ class FmiGeotiff(FoundByName):
                 with rasterio.MemoryFile(content) as memory, memory.open(driver="GTiff") as file:
                     items = _items(file.tags()["GDAL_METADATA"])
                     grid = _grid(file)
-                    for shape in (file.shape, *file.block_shapes):
+                    for shape in file.block_shapes:
                         check_size(*shape)
                     stored = file.read(1)
             except rasterio.errors.RasterioError as error:

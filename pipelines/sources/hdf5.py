@@ -5,6 +5,7 @@ import importlib.util
 import io
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,15 +53,50 @@ def _check(file: h5py.File) -> None:
         lambda name, link: name if isinstance(link, h5py.ExternalLink) else None
     ):
         raise _leads_away(away, "an external link")
-    datasets: list[h5py.Dataset] = []
-    file.visititems(
-        lambda _, it: datasets.append(it) if isinstance(it, h5py.Dataset) else None,
-    )
-    for dataset in datasets:
+    for dataset in _datasets(file):
         if dataset.external or dataset.is_virtual:
             raise _leads_away(dataset.name, "a dataset whose values are in other files")
         for shape in (dataset.shape or (), dataset.chunks or ()):
             check_size(*shape, itemsize=dataset.dtype.itemsize)
+
+
+def _datasets(file: h5py.File) -> list[h5py.Dataset]:
+    datasets: list[h5py.Dataset] = []
+    file.visititems(
+        lambda _, it: datasets.append(it) if isinstance(it, h5py.Dataset) else None,
+    )
+    return datasets
+
+
+def check_inflating(file: h5py.File) -> None:
+    """Raise `ValueError` where a chunk inflates to more than it is, before HDF5 inflates it.
+
+    HDF5 takes the memory that a chunk inflates to, a thousand times its size in the file, whatever
+    size it is to have, and says nothing (2.0.0).
+    """
+    for dataset in _datasets(file):
+        _check_inflating(dataset)
+
+
+def _check_inflating(dataset: h5py.Dataset) -> None:
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(number)[0] for number in range(plan.get_nfilters())]
+    if dataset.chunks is None or h5py.h5z.FILTER_DEFLATE not in filters:
+        return
+    if filters[-1] == h5py.h5z.FILTER_FLETCHER32:  # four bytes more, at the end
+        filters = filters[:-1]
+    if filters.index(h5py.h5z.FILTER_DEFLATE) < len(filters) - 1:
+        raise ValueError(f"deflated chunks with filters {filters} after it")
+    size = math.prod(dataset.chunks) * dataset.dtype.itemsize
+    for number in range(dataset.id.get_num_chunks()):
+        where = dataset.id.get_chunk_info(number).chunk_offset
+        skipped, content = dataset.id.read_direct_chunk(where)
+        if not skipped and len(zlib.decompressobj().decompress(content, size + 5)) > size + 4:
+            raise _inflates(size)
+
+
+def _inflates(size: int) -> ValueError:
+    return ValueError(f"broken chunk: not {size} bytes")
 
 
 def _check_heaps(content: bytes) -> None:
@@ -108,6 +144,7 @@ def read_array(dataset: h5py.Dataset) -> NDArray[Any]:
     if deflated and importlib.util.find_spec("isal"):
         values = _inflate_chunks(dataset)
     else:
+        _check_inflating(dataset)
         values = np.asarray(dataset[()])
     return values.astype(values.dtype.newbyteorder("="), copy=False)
 
@@ -135,7 +172,7 @@ def _inflated(isal_zlib: Any, content: bytes, size: int) -> bytes:
     if not stream.eof:
         made += stream.decompress(stream.unconsumed_tail, 1)
     if not stream.eof or len(made) != size:
-        raise ValueError(f"broken chunk: not {size} bytes")
+        raise _inflates(size)
     return made
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import FrameError
 from pipelines.sources.content import formats_library
-from pipelines.sources.hdf5 import open_hdf5
+from pipelines.sources.hdf5 import check_inflating, open_hdf5
 
 
 def open_netcdf(content: bytes, source: str, **options: Any) -> xr.Dataset:
@@ -20,8 +20,8 @@ def open_netcdf(content: bytes, source: str, **options: Any) -> xr.Dataset:
     if not content.startswith(b"\x89HDF"):
         raise ValueError(f"starts with {content[:4]!r}, neither netCDF-3 nor netCDF-4")
     formats_library("h5netcdf", f"the source {source}")
-    with open_hdf5(content):  # which looks whether it is one to be read
-        pass
+    with open_hdf5(content) as file:  # which looks whether it is one to be read
+        check_inflating(file)
     return xr.open_dataset(io.BytesIO(content), engine="h5netcdf", **options)
 
 

@@ -5,14 +5,12 @@ import pickle
 
 import numpy as np
 import pandas as pd
-import pytest
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from models.parcel import Parcel, as_sendable
-from pipelines.errors import TooFewFramesError
+from models.parcel import Parcel
 
 
 @given(
@@ -56,21 +54,3 @@ def test_a_part_of_an_array_goes_as_well(tmp_path):
     np.testing.assert_array_equal(
         Parcel.pack(field[::2, 1::2], str(tmp_path)).open(), field[::2, 1::2]
     )
-
-
-class OddError(Exception):
-    def __init__(self, one, other):
-        super().__init__(f"{one} and {other}")
-
-
-def test_every_exception_can_be_sent():
-    error = TooFewFramesError("a", found=1, expected=2, remedy="b")
-    assert as_sendable(error) is error
-    odd = pickle.loads(pickle.dumps(as_sendable(OddError(1, 2))))  # tblib, where used, saves it
-    assert str(odd) in ("1 and 2", "OddError: 1 and 2")
-    unpicklable = ValueError(lambda: None)
-    with pytest.raises(Exception, match="pickle"):
-        pickle.dumps(unpicklable)
-    sent = pickle.loads(pickle.dumps(as_sendable(unpicklable)))
-    assert type(sent) is RuntimeError
-    assert str(sent).startswith("ValueError: <function")

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from pipelines import errors
-from pipelines.errors import FrameError, SquallError, UnknownNameError
+from pipelines.errors import Failure, FrameError, SquallError, UnknownNameError
 
 KINDS = [
     kind
@@ -63,3 +63,32 @@ def test_passwords_of_urls_are_not_shown(text, shown):
     error = SquallError("nothing there", found=text, expected="x", remedy="y")
     assert shown in str(error)
     assert "secret" not in str(error)
+
+
+class OddError(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+def sent(error):
+    """What another process raises for it."""
+    with pytest.raises(Exception) as raised:  # noqa: PT011
+        pickle.loads(pickle.dumps(Failure.of(error))).again("a process far away")
+    return raised.value
+
+
+def test_every_exception_can_be_sent_and_says_where_it_was():
+    error = FrameError("a", found=1, expected=2, remedy="b")
+    again = sent(error)
+    assert (type(again), str(again)) == (FrameError, str(error))
+    assert again.__notes__[0].startswith("In a process far away:\npipelines.errors.FrameError: a")
+    assert str(sent(OddError(1, 2))) in ("1 and 2", "OddError: 1 and 2")  # tblib, if used, saves it
+
+
+def test_an_exception_that_cannot_be_pickled_is_sent_as_what_it_says():
+    unpicklable = ValueError(lambda: None)
+    with pytest.raises(Exception, match="pickle"):
+        pickle.dumps(unpicklable)
+    again = sent(unpicklable)
+    assert type(again) is RuntimeError
+    assert str(again).startswith("ValueError: <function")

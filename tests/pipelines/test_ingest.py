@@ -1,6 +1,7 @@
 """Ingest: whatever arrives, in any order and as often as you like, ends as the same archive."""
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import os
@@ -26,7 +27,7 @@ from pipelines.lock import BusyError, exclusive
 from pipelines.manifest import read_manifest
 from pipelines.quality import QualitySettings
 from pipelines.regrid import RegridSettings
-from pipelines.slot import give_up, ingest_slot
+from pipelines.slot import give_up, ingest_slot, look
 from pipelines.sources import get_source
 from pipelines.sources.base import FrameFile
 from pipelines.sources.odim import Odim
@@ -133,6 +134,13 @@ def test_ingesting_twice_is_ingesting_once(place, send, fields):
     assert (report.found, report.settled, report.frames) == (5, 5, [])
 
 
+@pytest.fixture
+def reading_here(monkeypatch):
+    """Files are read in this process, where a test can see it and change how."""
+    monkeypatch.setattr("pipelines.ingest.HUNG_S", None)
+
+
+@pytest.mark.usefixtures("reading_here")
 def test_what_is_settled_is_not_read_again(place, send, fields, monkeypatch):
     send(place.folder, TIMES[0], fields[0])
     send(place.folder, TIMES[1], fields[1], keep=0.5)
@@ -242,6 +250,7 @@ def test_a_file_that_vanishes_before_it_is_read_is_bad_until_it_comes_back(place
     assert place.ingest().frames == [TIMES[1]]
 
 
+@pytest.mark.usefixtures("reading_here")
 def test_whatever_a_reader_stumbles_over_is_the_files_fault(place, send, fields, monkeypatch):
     send(place.folder, TIMES[0], fields[0])
     place.ingest()
@@ -589,6 +598,7 @@ def test_a_commit_that_died_before_the_status_is_made_good(place, send, fields, 
     assert place.archive.status()[TIMES[1]] == Status.OK
 
 
+@pytest.mark.usefixtures("reading_here")
 def test_a_new_version_of_a_decoder_reads_everything_again(place, send, fields, monkeypatch):
     send(place.folder, TIMES[0], fields[0])
     place.ingest()
@@ -707,6 +717,44 @@ def test_giving_up_on_files_of_which_one_has_gone_is_a_row_for_each(place, send,
     result = give_up(place.url, Archive(place.url).version, place.settings, files, [])
     assert [row.outcome for row in result.rows] == ["bad", "bad"]
     assert [bool(row.sha256) for row in result.rows] == [kept.name in f.url for f in files]
+
+
+def hang_at_the_second(archive_url, version, settings, files, previous):
+    if files[0].valid_time == TIMES[1]:
+        ctypes.PyDLL(None).sleep(600)  # as some library does, with Python's lock
+    return ingest_slot(archive_url, version, settings, files, previous)
+
+
+def hang_at_the_first(file, settings):
+    if file.valid_time == TIMES[0]:
+        ctypes.PyDLL(None).sleep(600)
+    return look(file, settings)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_nobody_comes_back_from_is_bad(place, send, fields, monkeypatch, workers):
+    for time, field in zip(TIMES[:3], fields, strict=False):
+        send(place.folder, time, field)
+    place.settings = place.settings.model_copy(update={"workers": workers})
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.ingest.HUNG_S", 2.0)
+        patch.setattr("pipelines.ingest.ingest_slot", hang_at_the_second)
+        report = place.ingest()
+    assert dict(report.outcomes) == {"ok": 2, "bad": 1}
+    assert report.frames == [TIMES[0], TIMES[2]]
+    assert "reading it ends the process" in report.errors[0]
+    assert [*place.archive.status(TIMES[0], TIMES[2])] == [Status.OK, Status.BAD, Status.OK]
+    assert place.ingest().settled == 3
+
+
+def test_an_archive_is_begun_even_if_the_first_file_hangs_who_reads_it(
+    place, send, fields, monkeypatch
+):
+    for time, field in zip(TIMES[:2], fields, strict=False):
+        send(place.folder, time, field)
+    monkeypatch.setattr("pipelines.ingest.HUNG_S", 2.0)
+    monkeypatch.setattr("pipelines.ingest.look", hang_at_the_first)
+    assert dict(place.ingest().outcomes) == {"ok": 2}
 
 
 @pytest.mark.parametrize(
