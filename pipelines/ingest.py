@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 COMMIT_FRAMES = 24
 """Frames per commit of manifest and status."""
-HUNG_S = 300.0
-"""A file that has been read for so long will not be read: some broken HDF5 files hang HDF5."""
+HUNG_S = 120.0
+"""A file that has been read for so long will not be read: some broken HDF5 files hang HDF5. It is
+twice as long as an object store's client waits before it asks again."""
 
 
 @dataclass

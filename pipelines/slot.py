@@ -1,6 +1,5 @@
 """One valid time: its files, and which of them becomes the archive's frame. A Dask task each."""
 
-import contextlib
 import hashlib
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,10 @@ from pipelines.manifest import ManifestRow, frame_row
 from pipelines.sources import FrameFile, get_source
 from pipelines.sources.base import content_of
 from pipelines.times import now, time_text, utc
+from pipelines.workers import run_parallel
+
+FETCHED_S = 60.0
+"""So long a file that ended its reader may take to be fetched again, for its hash."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,10 @@ def give_up(
 ) -> SlotResult:
     """The result of a slot whose files end the process that reads them: bad, and what was stays."""
     error = _deadly()
-    rows = []
-    for file in files:
-        row = replace(_row(file, settings), outcome="bad", error=str(error))
-        with contextlib.suppress(FrameError):  # one that has gone has no hash
-            row = replace(row, sha256=hashlib.sha256(_read(file, settings)).hexdigest())
-        rows.append(row)
+    tasks = [(file, settings) for file in files]
+    hashes = run_parallel(_sha256, tasks, workers=1, on_death=_no_sha256, deadline_s=FETCHED_S)
+    bad = [replace(_row(file, settings), outcome="bad", error=str(error)) for file in files]
+    rows = [replace(row, sha256=sha256) for row, sha256 in zip(bad, hashes, strict=True)]
     frame = frame_row(previous)
     status = Status[frame.outcome.upper()] if frame else Status.BAD
     errors = tuple(f"{file.name}: {error}" for file in files)
@@ -115,6 +116,17 @@ def look(file: FrameFile, settings: IngestSettings) -> tuple[Grid, dict[str, str
 def look_away(file: FrameFile, settings: IngestSettings) -> FrameError:
     """The same of a file that ends the process that reads it."""
     return _deadly()
+
+
+def _sha256(file: FrameFile, settings: IngestSettings) -> str:
+    try:
+        return hashlib.sha256(_read(file, settings)).hexdigest()
+    except FrameError:  # it has gone: it is tried again when it is listed again
+        return ""
+
+
+def _no_sha256(file: FrameFile, settings: IngestSettings) -> str:
+    return ""
 
 
 def _deadly() -> FrameError:
