@@ -93,7 +93,7 @@ def nowcast(
 def service_of(settings: Settings) -> Iterator[Service]:
     """The service that the settings describe, its steps as Prefect tasks."""
     model = settings.nowcast.model or settings.product
-    if settings.ingest.location is not None:
+    if settings.ingest.location is not None and settings.ingest.scheduler is None:
         warm_up()
     with (
         Nowcaster(settings.root, model, settings.nowcast) as nowcaster,
