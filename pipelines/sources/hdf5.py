@@ -91,7 +91,11 @@ def _check_inflating(dataset: h5py.Dataset) -> None:
     for number in range(dataset.id.get_num_chunks()):
         where = dataset.id.get_chunk_info(number).chunk_offset
         skipped, content = dataset.id.read_direct_chunk(where)
-        if not skipped and len(zlib.decompressobj().decompress(content, size + 5)) > size + 4:
+        try:
+            inflated = b"" if skipped else zlib.decompressobj().decompress(content, size + 5)
+        except zlib.error as error:
+            raise ValueError(f"broken chunk: {error}") from error
+        if len(inflated) > size + 4:
             raise _inflates(size)
 
 

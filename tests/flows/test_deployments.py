@@ -165,9 +165,9 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
     folder, inbox, coming = project
     root = str(folder / "store")
     nowcast = deployed["nowcast"]
-    # The same schedule, but every 20 s, so that a test can wait for it.
+    # The same schedule, but every 10 s, and a worker that looks often: a test waits for it.
     prefect.run("prefect", "deployment", "schedule", "clear", "nowcast/nowcast", "-y")
-    every = ("schedule", "create", "nowcast/nowcast", "--interval", "20")
+    every = ("schedule", "create", "nowcast/nowcast", "--interval", "10")
     again = prefect.run("prefect", "deployment", *every)
     assert again.returncode == 0, again.stdout + again.stderr
 
@@ -175,7 +175,8 @@ def test_the_worker_nowcasts_every_new_frame_on_its_own_schedule(prefect, projec
         worker = subprocess.Popen(
             [str(BIN / "prefect"), "worker", "start", "--pool", "squall"],
             cwd=folder,
-            env=prefect.environment | {"PATH": f"{BIN}:/usr/bin:/bin"},
+            env=prefect.environment
+            | {"PATH": f"{BIN}:/usr/bin:/bin", "PREFECT_WORKER_QUERY_SECONDS": "2"},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

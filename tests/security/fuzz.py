@@ -7,11 +7,13 @@ another. Allowed is what an archive can live with: an error of ours, or a frame 
 that is not negative nor infinite, on a grid of its size). Where a format has a checksum over all
 (gzip), a frame has to be the one of the good file. Not allowed: any other exception, a process that
 dies, more than ten seconds, more than `MEMORY` bytes. A file is known by its format and number, so
-each can be made again: `--format knmi --first 1234 --files 1`.
+each can be made again: `--format knmi --first 1234 --files 1`. With `--real FOLDER` the good files
+are providers' own: the first of each folder in it that is called like a source.
 """
 
 import argparse
 import collections
+import functools
 import gzip
 import multiprocessing as mp
 import random
@@ -30,6 +32,7 @@ import xarray as xr
 from pipelines.decode import IngestSettings, read
 from pipelines.errors import SquallError
 from pipelines.grid import Grid
+from pipelines.sources import SOURCES
 from pipelines.sources.synthetic import SyntheticRadar, write_archive
 from pipelines.units import pack
 
@@ -71,6 +74,16 @@ def seeds() -> dict[str, tuple[str, bytes]]:
     }
 
 
+def real_seeds(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """The same of files of the providers, in folders called like their sources."""
+    found = {}
+    for source in sorted(SOURCES.keys() & {path.name for path in folder.iterdir()}):
+        path = min(path for path in (folder / source).iterdir() if path.is_file())
+        suffix = ".gz" if path.suffix == ".gz" else ""
+        found[source + suffix] = (source, path.read_bytes())
+    return found
+
+
 def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
     """A few changes, each of a kind that files suffer."""
     made = bytearray(content)
@@ -98,27 +111,24 @@ def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(made)
 
 
-def nth(name: str, number: int) -> tuple[str, bytes]:
+def nth(name: str, number: int, real: str = "") -> tuple[str, bytes]:
     """The source and content of a broken file."""
-    all_seeds = seeds_once()
+    all_seeds = seeds_once(real)
     source, content = all_seeds[name]
     rng = random.Random(f"{name} {number}")
     other = all_seeds[rng.choice(sorted(all_seeds))][1]
     return source, mutated(content, other, rng)
 
 
-_SEEDS: dict[str, tuple[str, bytes]] = {}
+@functools.cache
+def seeds_once(real: str = "") -> dict[str, tuple[str, bytes]]:
+    """`real_seeds` of a folder, or `seeds`; made once a process."""
+    return real_seeds(Path(real)) if real else seeds()
 
 
-def seeds_once() -> dict[str, tuple[str, bytes]]:
-    """`seeds`, made once a process."""
-    _SEEDS.update(_SEEDS or seeds())
-    return _SEEDS
-
-
-def outcome(name: str, number: int, good: xr.DataArray) -> str:
+def outcome(name: str, number: int, good: xr.DataArray, real: str = "") -> str:
     """What became of a file: an error of ours, the frame it was, another; or what is wrong."""
-    source, content = nth(name, number)
+    source, content = nth(name, number, real)
     try:
         frame = read(content, IngestSettings(source=source))
         Grid.of(frame)
@@ -148,27 +158,27 @@ class Report:
     peak_bytes: int = 0
 
 
-def _child(pipe: Connection, name: str) -> None:
+def _child(pipe: Connection, name: str, real: str) -> None:
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    source, content = seeds_once()[name]
+    source, content = seeds_once(real)[name]
     good = read(content, IngestSettings(source=source))
     pipe.send("ready")
     while (number := pipe.recv()) is not None:
         begin = time.perf_counter()
-        made = outcome(name, number, good)
+        made = outcome(name, number, good, real)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         pipe.send((made, time.perf_counter() - begin, peak))
 
 
-def run(name: str, first: int, files: int) -> Report:
+def run(name: str, first: int, files: int, real: str = "") -> Report:
     """Read so many broken files of a format, in a process that is replaced where it dies."""
     report, context = Report(), mp.get_context("spawn")
     process = pipe = None
     for number in range(first, first + files):
         if process is None:
             pipe, theirs = context.Pipe()
-            process = context.Process(target=_child, args=(theirs, name), daemon=True)
+            process = context.Process(target=_child, args=(theirs, name, real), daemon=True)
             process.start()
             theirs.close()
             assert pipe.recv() == "ready", "the good file is read"
@@ -199,9 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--files", type=int, default=100_000, help="of all formats together")
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--format", choices=sorted(seeds_once()))
+    parser.add_argument("--format", help="only this one")
+    parser.add_argument("--real", default="", help="a folder of providers' files, by source")
     given = parser.parse_args()
-    names = [given.format] if given.format else list(seeds_once())
+    names = [given.format] if given.format else list(seeds_once(given.real))
     wrong: list[str] = []
     print(
         "| format | files | refused | the same rain | other rain | wrong | slowest | peak memory |"
@@ -209,7 +220,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
         files = -(-given.files // len(names))
-        report = run(name, given.first, files)
+        report = run(name, given.first, files, given.real)
         wrong += report.wrong
         counts = [report.outcomes[kind] for kind in ("refused", "the same rain", "other rain")]
         cells = [name, files, *counts, len(report.wrong), f"{report.slowest_s:.2f} s"]

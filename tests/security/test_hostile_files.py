@@ -126,6 +126,15 @@ def test_a_chunk_that_inflates_to_more_than_it_is(tmp_path, inflating, source, f
     assert memory_needed(f"read({content}, IngestSettings(source={source!r}))") < 2**28
 
 
+@pytest.mark.parametrize("filters", [{}, {"shuffle": True}])
+def test_a_chunk_that_does_not_inflate(filters):
+    def change(file):
+        replaced(shape=(2, 3), chunks=(2, 3), compression="gzip", **filters)(file)
+        file["image1/image_data"].id.write_direct_chunk((0, 0), b"no stream of zlib's")
+
+    refused("knmi", knmi(change), "unreadable HDF5 file: .*broken chunk: Error -")
+
+
 def hdf5_of(source):
     """A good file, and the name of its field."""
     from tests.pipelines import test_bom, test_cf, test_odim
