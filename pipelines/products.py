@@ -137,8 +137,9 @@ def _weighted_sum(frames: Any, weights: NDArray[np.float32]) -> Any:
     if len(used) == 0:
         return np.full_like(frames[0], np.nan)
     if isinstance(frames, np.ndarray):
-        return np.tensordot(weights[used], frames[used[0] : used[-1] + 1], 1)
-    # One task a sum: Dask's own tensordot would hold every product of weight and frame at once.
+        # Not BLAS, which adds as it likes: a half is rounded up today and down tomorrow.
+        return np.einsum("k,kyx->yx", weights[used], frames[used[0] : used[-1] + 1])
+    # One task a sum: Dask's own einsum would hold every product of weight and frame at once.
     return da.map_blocks(
         _sum, *(frames[k] for k in used), weights=weights[used], meta=np.empty((0, 0), "f4")
     )

@@ -7,8 +7,10 @@ import itertools
 import logging
 import multiprocessing
 import os
+import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection
@@ -256,6 +258,7 @@ def _do_beside(
 def work(pipe_fd: int) -> None:
     """What such a process does, until its parent closes the pipe or is no more."""
     pipe = Connection(pipe_fd)
+    threading.Thread(target=_end_with_parent, args=(pipe_fd,), daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         pipe.send(True)
         while True:
@@ -267,3 +270,11 @@ def work(pipe_fd: int) -> None:
             except Exception as error:
                 result = Failure.of(error)
             pipe.send(result)
+
+
+def _end_with_parent(pipe_fd: int) -> None:
+    """Nothing is written for a run that is no more: the next may already be writing."""
+    gone = select.poll()
+    gone.register(pipe_fd, 0)
+    gone.poll()
+    os._exit(1)

@@ -188,6 +188,23 @@ def script(tmp_path, text):
     )
 
 
+def wait_and_tell(path):
+    Path(f"{path}.new").write_text(str(os.getpid()))
+    os.rename(f"{path}.new", path)
+    time.sleep(2)
+    Path(f"{path}.written").touch()
+
+
+def test_a_process_beside_writes_nothing_for_a_parent_that_is_gone(tmp_path):
+    told = tmp_path / "process"
+    parent = script(tmp_path, SCRIPT.format(function="wait_and_tell", task=str(told)))
+    assert until(told.exists)
+    parent.kill()
+    parent.wait()
+    assert ends(int(told.read_text()), within_s=1.5)
+    assert not (tmp_path / "process.written").exists()
+
+
 def test_a_process_beside_ends_with_its_parent_however_that_ends(tmp_path):
     parent = script(tmp_path, SCRIPT.format(function="whose", task=1))
     process = int(parent.stdout.readline().strip("()\n").split(",")[1])
