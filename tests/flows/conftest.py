@@ -81,10 +81,11 @@ def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}/api"
     environment = clean_environment() | {"PREFECT_HOME": str(home), "PREFECT_API_URL": url}
+    often = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}  # a test waits for it
     with (home / "server.log").open("w") as log:
         server = subprocess.Popen(
             [str(BIN / "prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment,
+            env=environment | often,
             stdout=log,
             stderr=subprocess.STDOUT,
         )
