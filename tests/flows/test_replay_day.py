@@ -35,8 +35,8 @@ MOST_GROWTH_MB = 5.0
 
 
 def process_bytes(process):
-    """Memory of its own (USS): what is shared with others, or mapped files, does not count."""
-    return process.memory_full_info().uss
+    """Memory of its own. Mapped files do not count: libraries come and go with who shares them."""
+    return sum(mapped.anonymous for mapped in process.memory_maps())
 
 
 @dataclass
