@@ -21,7 +21,6 @@ from pipelines import storage
 from pipelines.archive import Archive, Status, create
 from pipelines.decode import IngestSettings, decoder, plausible_period
 from pipelines.errors import FrameError, GridMismatchError, NoFramesError, NotFoundError
-from pipelines.grid import Grid
 from pipelines.lock import exclusive
 from pipelines.manifest import ManifestRow, read_manifest
 from pipelines.progress import bar
@@ -125,23 +124,22 @@ def _ingest(
 def _create_for(url: str, files: list[FrameFile], settings: IngestSettings) -> Archive:
     """An archive on the grid of the first readable file, with whole days of slots."""
     source = get_source(settings.source)
-    seen: tuple[Grid, dict[str, str]] | FrameError | None = None
     problems = []
     tasks = [(file, settings) for file in files]
     looks = run_parallel(look, tasks, workers=1, on_death=look_away, deadline_s=HUNG_S)
     with contextlib.closing(looks):
         for seen in looks:
             if not isinstance(seen, FrameError):
+                grid, told = seen
                 break
             problems.append(seen)
-    if seen is None or isinstance(seen, FrameError):
-        raise NoFramesError(
-            f"no readable {source.name} frame",
-            found=f"{len(files)} file(s), the first: {problems[0] if problems else 'none'}",
-            expected="at least one complete file",
-            remedy="check that the source is right (`squall sources`) and the files are whole",
-        )
-    grid, told = seen
+        else:
+            raise NoFramesError(
+                f"no readable {source.name} frame",
+                found=f"{len(files)} file(s), the first: {problems[0] if problems else 'none'}",
+                expected="at least one complete file",
+                remedy="check that the source is right (`squall sources`) and the files are whole",
+            )
     times = pd.DatetimeIndex(sorted({file.valid_time for file in files}))
     times = times[times.slice_indexer(*plausible_period(settings))]
     if len(times) == 0:
