@@ -2,6 +2,7 @@
 
 import datetime as dt
 import sys
+import time
 import uuid
 
 import netCDF4
@@ -321,12 +322,14 @@ def test_an_export_that_dies_leaves_nothing(tmp_path, published, format, monkeyp
     real, calls = open_forecast, []
 
     def dying(*chosen):
-        """The forecast, whose third read of pixels is the last."""
+        """The forecast, whose fourth read of pixels fails while the third is still under way."""
 
         def read(values):
             calls.append(1)
             if len(calls) > 3:
                 raise KeyboardInterrupt
+            if len(calls) == 3:
+                time.sleep(0.5)
             return values
 
         forecast = real(*chosen).chunk(lead_time=1)
@@ -342,6 +345,7 @@ def test_an_export_that_dies_leaves_nothing(tmp_path, published, format, monkeyp
     with pytest.raises(KeyboardInterrupt):
         export_forecast(root, "test", str(to / TARGETS[format]), format, init_time=INIT_TIME)
     assert len(calls) > 3
+    time.sleep(0.7)  # whatever still ran has written by now
     assert not to.exists() or not list(to.iterdir())
 
 
