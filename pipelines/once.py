@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import dask
 import xarray as xr
 from dask.system import CPU_COUNT
 from zarr.storage import LocalStore
@@ -137,16 +136,17 @@ def _sweep_claims(folder: str, older_than_s: float) -> int:
 def _write(dataset: xr.Dataset, staged: Path, encoding: dict[str, Any]) -> None:
     # Dask's own threads write on where one has failed, into a folder that is just being removed;
     # the end of these waits for them.
-    threads = ThreadPoolExecutor(CPU_COUNT)
-    with storage.consolidating(), threads, dask.config.set(pool=threads):
-        dataset.to_zarr(
+    with storage.consolidating(), ThreadPoolExecutor(CPU_COUNT) as threads:
+        written = dataset.to_zarr(
             LocalStore(staged),
             mode="w",
             zarr_format=3,
             consolidated=True,
             encoding=encoding,
             write_empty_chunks=True,
+            compute=False,
         )
+        written.compute(scheduler="threads", pool=threads)
 
 
 def _stamped(staged: Path, stamp: Stamp) -> bytes:

@@ -137,6 +137,11 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
     (deployment,) = prefect.api(
         "/deployments/filter", {"deployments": {"name": {"any_": ["cancelled"]}}}
     )
+
+    def told() -> list[str]:
+        of_run = {"logs": {"flow_run_id": {"any_": [created["id"]]}}, "limit": 200}
+        return [record["message"] for record in prefect.api("/logs/filter", of_run)]
+
     settings = {"run": "cancelled", "epochs": 10_000}
     parameters = {"submit": ray_head, "train": settings, "root": str(project / "store")}
     with (project / "worker.log").open("w") as log:
@@ -159,6 +164,7 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
             status = RunStatus("cancelled", "training", step=1, steps=4)
             write_status(str(project / "store"), "cancelled", status)
             wait_for(lambda: float(data_of(prefect, "training-progress")) == 25)
+            wait_for(lambda: "run: cancelled" in told(), "the job's log is the flow run's log")
             prefect.api(
                 f"/flow_runs/{created['id']}/set_state",
                 {"state": {"type": "CANCELLING"}},
@@ -176,6 +182,3 @@ def test_cancelling_a_flow_run_of_a_worker_stops_its_job(ray_head, prefect, proj
                 worker.wait(timeout=60)
             if worker.poll() is None:
                 os.killpg(worker.pid, signal.SIGKILL)
-    of_run = {"logs": {"flow_run_id": {"any_": [created["id"]]}}, "limit": 200}
-    told = [record["message"] for record in prefect.api("/logs/filter", of_run)]
-    assert "run: cancelled" in told, "the job's log is the flow run's log"
