@@ -28,10 +28,13 @@ INTERVAL_S = 20
 """So often the demo has the nowcast deployment look for frames: users have five minutes."""
 
 
-def demo(place: Place, run: Callable[..., str]) -> xr.Dataset:
+def demo(place: Place, run: Callable[..., str], **train: Any) -> xr.Dataset:
     """Do it, say what is done, and return the newest forecast as stock xarray reads it.
 
-    `run` : a program of the environment with the stack: its output, an error where it fails
+    Parameters
+    ----------
+    run : a program of the environment with the stack: its output, an error where it fails
+    train : settings of the training other than the demo's
     """
     root = place.environment["SQUALL_ROOT"]
     files = place.bucket()
@@ -48,7 +51,7 @@ def demo(place: Place, run: Callable[..., str]) -> xr.Dataset:
         say("train, as a Ray job; checkpoints, weights and scores go to the bucket")
         sets = [
             f"--set={name}={value if isinstance(value, str) else json.dumps(value)}"
-            for name, value in flat(SYNTHETIC["train"], "train.").items()
+            for name, value in flat(SYNTHETIC["train"] | train, "train.").items()
         ]
         job = ("--submit", place.url("ray-dashboard"), "--set=train.workers=1")
         console.print(run("squall", "train", *job, *sets).strip())

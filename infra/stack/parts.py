@@ -149,6 +149,7 @@ def _prefect(place: Place) -> Part:
     environment = place.environment | {
         "PREFECT_API_DATABASE_CONNECTION_URL": url,
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "10",
         "PREFECT_UI_API_URL": f"{place.url('prefect')}/api",
     }
     command = ["server", "start", "--host", "127.0.0.1", "--port", str(place.port("prefect"))]
@@ -169,7 +170,10 @@ def _worker(place: Place) -> Part:
         workers = answer(f"{api}/work_pools/{POOL}/workers/filter", b"{}")
         assert b'"ONLINE"' in workers, "no worker is online"
 
-    environment = place.environment | {"PREFECT_WORKER_HEARTBEAT_SECONDS": "5"}
+    environment = place.environment | {
+        "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
+        "PREFECT_WORKER_QUERY_SECONDS": "5",
+    }
     command = [str(BIN / "prefect"), "worker", "start", "--pool", POOL, "--name", "stack"]
     return Part("worker", [*command, "--type", "process"], environment, f"pool {POOL}", ready)
 

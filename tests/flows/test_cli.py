@@ -10,6 +10,7 @@ from importlib.metadata import version
 import pytest
 import xarray as xr
 from cyclopts import App
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.cli import app, main
 from models.baselines import BASELINES
@@ -235,9 +236,10 @@ def test_bad_input_to_a_flow_is_one_line_and_exit_code_2(tmp_path, prefect, synt
 
 
 @pytest.mark.slow
-def test_an_archive_is_compacted_and_validated(tmp_path, prefect, synthetic):
+def test_an_archive_is_compacted_and_validated(tmp_path, squall, prefect, synthetic):
     def run(*words):
-        return prefect.run("squall", *words, "--product", "town", cwd=tmp_path)
+        with temporary_settings({PREFECT_API_URL: prefect.url}):
+            return squall(*words, "--product", "town")
 
     assert run("ingest", str(synthetic), "--source", "odim").returncode == 0
     compacted = run("archive", "compact", "--drop-before", "2024-06-01T01:00")

@@ -138,7 +138,7 @@ def test_readme_console_blocks_run(demo, prefect: Prefect):
         elif words[0].endswith("squall"):
             words[0] = "squall"
             if "train" in words:
-                words += ["--epochs", "1"]
+                words += ["--epochs", "1", "--set", "train.samples_per_epoch=64"]
             run = prefect.run(*words, cwd=folder)
             assert run.returncode == 0, command + run.stdout + run.stderr
         else:

@@ -39,7 +39,7 @@ def stack(place):
 @pytest.fixture(scope="module")
 def forecast(stack):
     """What the demo made."""
-    made = demo(stack, functools.partial(run, stack))
+    made = demo(stack, functools.partial(run, stack), epochs=2)
     deploy(stack)
     return made
 
